@@ -1,0 +1,180 @@
+"""The command line: `python -m components <step>`. Each step is imported inside its own command, so help is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from components.console import setup_logging
+from components.errors import HstuflowError, SettingsError
+from components.settings import ModelName, Protocol, load_settings
+
+DATA = Path("data")
+ARTIFACTS = Path("artifacts")
+REPORTS = Path("reports")
+REGISTRY = Path("registry")
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="From event log to served model."
+)
+
+Model = Annotated[ModelName, typer.Option(help="which model")]
+Split = Annotated[Protocol, typer.Option(help="which way of splitting the log")]
+
+
+@app.command()
+def ingest(
+    source: Annotated[str | None, typer.Option(help="movielens-100k | grouplens | table")] = None,
+    path: Annotated[str | None, typer.Option(help="file, folder, glob or URL")] = None,
+    columns: Annotated[str | None, typer.Option(help="user_id=userId,item_id=movieId,timestamp=ts,...")] = None,
+    timestamp_unit: Annotated[str | None, typer.Option(help="auto | s | ms | us | iso")] = None,
+    items: Annotated[str | None, typer.Option(help="item table: file or URL")] = None,
+    item_columns: Annotated[str | None, typer.Option(help="item_id=id,title=name,genres=tags")] = None,
+    replace: Annotated[bool, typer.Option(help="let a different source replace what data/ holds")] = False,
+) -> None:
+    """Bring an event log into data/."""
+    from components import ingestion
+
+    options = {
+        "source": source,
+        "path": path,
+        "columns": _pairs(columns),
+        "timestamp_unit": timestamp_unit,
+        "items": items,
+        "item_columns": _pairs(item_columns),
+    }
+    ingestion.ingest(load_settings().ingest, options, data=DATA, replace=replace)
+
+
+@app.command()
+def validate() -> None:
+    """Judge data/ by the expectation suite; quarantine bad rows or stop."""
+    from components import validation
+
+    validation.validate(
+        load_settings().validate_,
+        data=DATA,
+        quarantine=ARTIFACTS / "quarantine.parquet",
+        report=REPORTS / "validation.json",
+        docs=REPORTS / "data_docs",
+        promoted_profile=REGISTRY / "profile.json",
+    )
+
+
+@app.command()
+def sequences() -> None:
+    """Split the log by time and write jagged sequences."""
+    from components import sequences as step
+
+    settings = load_settings()
+    step.build_sequences(
+        settings.sequences,
+        settings.protocols,
+        data=DATA,
+        quarantine=ARTIFACTS / "quarantine.parquet",
+        out=ARTIFACTS / "sequences",
+    )
+
+
+@app.command()
+def train(model: Model = "hstu", protocol: Split = "time_split") -> None:
+    """Train one model on one protocol's training part."""
+    from components import training
+
+    training.train(
+        load_settings().train[model],
+        model,
+        protocol,
+        sequences=ARTIFACTS / "sequences" / protocol,
+        checkpoint=ARTIFACTS / "checkpoints" / protocol / model,
+        runs=ARTIFACTS / "runs",
+    )
+
+
+@app.command()
+def evaluate(model: Model = "hstu", protocol: Split = "time_split") -> None:
+    """Rank the whole catalogue for every held-out event, beside the baselines."""
+    from components import evaluation
+
+    evaluation.evaluate(
+        load_settings().evaluate,
+        model,
+        protocol,
+        sequences=ARTIFACTS / "sequences" / protocol,
+        checkpoint=ARTIFACTS / "checkpoints" / protocol / model,
+        out=ARTIFACTS / "evaluation" / protocol / model,
+    )
+
+
+@app.command()
+def report() -> None:
+    """Merge the evaluations into reports/metrics.json, gate.json and report.html."""
+    from components import report as step
+
+    settings = load_settings()
+    step.write_report(settings, artifacts=ARTIFACTS, reports=REPORTS)
+
+
+@app.command()
+def package() -> None:
+    """Build the Bento from the checkpoint and export it."""
+    from components import packaging
+
+    settings = load_settings()
+    packaging.package(settings.package, artifacts=ARTIFACTS, reports=REPORTS)
+
+
+@app.command()
+def promote() -> None:
+    """Make the packaged model the champion unless the gate refused it."""
+    from components import packaging
+
+    packaging.promote(artifacts=ARTIFACTS, reports=REPORTS, registry=REGISTRY)
+
+
+@app.command()
+def summary() -> None:
+    """Print the closing table of the last run: metrics beside baselines, paths, examples, next command."""
+    from components import report as step
+
+    step.print_summary(load_settings(), artifacts=ARTIFACTS, reports=REPORTS)
+
+
+@app.command()
+def use(recipe: Annotated[Path, typer.Argument(help="recipes/<name>.yaml")]) -> None:
+    """Write a recipe's keys into params.yaml, keeping its comments."""
+    from components import settings
+
+    settings.use_recipe(recipe)
+
+
+def _pairs(text: str | None) -> dict[str, str] | None:
+    """Parse 'a=b,c=d'."""
+    if text is None:
+        return None
+    pairs = [part.split("=", 1) for part in text.split(",") if part.strip()]
+    if any(len(pair) != 2 or not all(p.strip() for p in pair) for pair in pairs):
+        raise SettingsError("cannot be read", where="--columns", observed=text, expected="user_id=uid,item_id=sku,...")
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def main() -> None:
+    """Run one command; an HstuflowError becomes one line on stderr and exit status 2 (`--debug`: its traceback)."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    setup_logging()
+    try:
+        app()
+    except HstuflowError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

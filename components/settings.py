@@ -1,0 +1,165 @@
+"""params.yaml as frozen, checked objects: one class per section, units and ranges in the field docs.
+
+    settings = load_settings()          # reads ./params.yaml
+    settings.train["hstu"].dim
+
+A key that is missing, misspelt or out of range raises SettingsError with its full name (`train.hstu.dim`).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from components.errors import SettingsError
+
+PARAMS = Path("params.yaml")
+
+ModelName = Literal["hstu", "sasrec"]
+Protocol = Literal["time_split", "leave_one_out"]
+SourceName = Literal["movielens-100k", "grouplens", "table"]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IngestSettings(Section):
+    """Where events come from. `python -m components ingest --source ... --path ...` overrides it without an edit."""
+
+    source: SourceName = Field(description="which reader: the default download, a GroupLens archive, or your own table")
+    path: str | None = Field(None, description="file, folder, glob or fsspec URL; unused by movielens-100k")
+    columns: dict[str, str] = Field(default_factory=dict, description="canonical name -> name in your table")
+    timestamp_unit: Literal["auto", "s", "ms", "us", "iso"] = Field("auto", description="auto decides by magnitude")
+    items: str | None = Field(None, description="optional item table (title, genres, ...), same formats as path")
+    item_columns: dict[str, str] = Field(default_factory=dict, description="as columns, for the item table")
+
+
+class ValidateSettings(Section):
+    """What the log must look like; see components/validation.py for each expectation."""
+
+    max_bad_fraction: Fraction = Field(description="rows that may be quarantined before the stage fails")
+    min_users: int = Field(ge=1)
+    min_items: int = Field(ge=1)
+    min_events: int = Field(ge=1)
+    min_timestamp: dt.date = Field(description="first plausible day, UTC, inclusive")
+    max_timestamp: dt.date = Field(description="last plausible day, UTC, exclusive")
+    min_rating: float
+    max_rating: float
+    max_tied_share: Fraction = Field(description="events that share their timestamp with another event of the user")
+    min_volume_ratio: float = Field(ge=0, description="events now / events of the promoted version, at least")
+    max_new_item_share: Fraction = Field(description="items the promoted version did not have, at most")
+    max_action_shift: Fraction = Field(description="total variation between action mixes, at most")
+
+
+class SequencesSettings(Section):
+    """The global time split: test is the last share of events by time, validation the one before it."""
+
+    valid_fraction: float = Field(gt=0, lt=0.5)
+    test_fraction: float = Field(gt=0, lt=0.5)
+
+
+class TrainSettings(Section):
+    """One model and how it is trained (hstu-spec sections 1 to 5)."""
+
+    max_len: int = Field(ge=2, description="N: longest history in events; also the attention's constant divisor")
+    dim: int = Field(ge=1, description="D: embedding width")
+    num_blocks: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    head_dim_qk: int = Field(ge=1)
+    head_dim_v: int = Field(ge=1)
+    dropout: float = Field(ge=0, lt=1)
+    bias: Literal["none", "position", "time", "position+time"] = Field(description="relative attention bias")
+    loss: Literal["sampled", "shared", "full"] = Field(
+        description="softmax over: negatives per position, negatives shared by the batch, the whole catalogue"
+    )
+    num_negatives: int = Field(ge=1, description="R, for sampled and shared")
+    temperature: float = Field(gt=0)
+    batch_size: int = Field(ge=1, description="sequences per step")
+    learning_rate: float = Field(gt=0, description="AdamW, betas (0.9, 0.98)")
+    weight_decay: float = Field(ge=0)
+    warmup_steps: int = Field(ge=0)
+    schedule: Literal["constant", "cosine"]
+    epochs: int = Field(ge=1, description="at most")
+    patience: int = Field(ge=1, description="epochs without a better validation NDCG@10 before stopping")
+    seed: int = Field(ge=0)
+    num_threads: int = Field(ge=1, description="CPU threads; two are 3-5x slower than one on a busy machine")
+    backend: Literal["auto", "reference", "cpu", "triton"]
+
+
+class EvaluateSettings(Section):
+    """Full-catalogue ranking, its baselines and intervals."""
+
+    cutoffs: tuple[int, ...] = Field(description="k of HR@k and NDCG@k")
+    recent_days: tuple[int, ...] = Field(description="windows tried for recent popularity; validation chooses")
+    bootstrap_samples: int = Field(ge=100, description="user-level resamples")
+    confidence: float = Field(gt=0.5, lt=1)
+    block_megabytes: int = Field(ge=1, description="memory for one block of scores")
+    num_examples: int = Field(ge=0, description="recommendations with titles shown in the report")
+
+
+class ReportSettings(Section):
+    """What the report and the gate lead with."""
+
+    headline_protocol: Protocol
+    headline_metric: str
+
+
+class PackageSettings(Section):
+    """What is packaged and under which name."""
+
+    model: ModelName
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="Bento name; a refused one becomes <name>-candidate")
+
+
+class Settings(Section):
+    """All of params.yaml."""
+
+    models: tuple[ModelName, ...] = Field(min_length=1)
+    protocols: tuple[Protocol, ...] = Field(min_length=1)
+    ingest: IngestSettings
+    validate_: ValidateSettings = Field(alias="validate")
+    sequences: SequencesSettings
+    train: dict[ModelName, TrainSettings]
+    evaluate: EvaluateSettings
+    report: ReportSettings
+    package: PackageSettings
+
+
+def load_settings(path: Path = PARAMS) -> Settings:
+    """Read and check params.yaml.
+
+    Raises:
+        SettingsError: the file is missing, is not YAML, or a key is wrong.
+    """
+    try:
+        tree = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError("no such file", where=str(path), todo="Run from the repository root") from None
+    except YAMLError as error:
+        raise SettingsError("is not YAML", where=str(path), observed=str(error)) from None
+    return check_settings(tree, where=str(path))
+
+
+def check_settings(tree: object, *, where: str) -> Settings:
+    """Check a parsed params.yaml; raises SettingsError naming the first wrong key."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(
+            f"{key or 'the whole file'} is wrong",
+            where=where,
+            observed=repr(first.get("input"))[:80],
+            expected=first["msg"],
+            todo="components/settings.py describes every key",
+        ) from None

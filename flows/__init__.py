@@ -1,0 +1,1 @@
+"""What runs when: Prefect flows around the DVC stages. No computation here."""
