@@ -130,9 +130,20 @@ def package() -> None:
 @app.command()
 def promote() -> None:
     """Make the packaged model the champion unless the gate refused it."""
-    from components import packaging
+    from components import registry
 
-    packaging.promote(artifacts=ARTIFACTS, reports=REPORTS, registry=REGISTRY)
+    registry.promote(artifacts=ARTIFACTS, reports=REPORTS, registry=REGISTRY)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for every one")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on")] = 3000,
+) -> None:
+    """Serve the champion: POST /recommend."""
+    from components import registry
+
+    registry.serve(artifacts=ARTIFACTS, registry=REGISTRY, host=host, port=port)
 
 
 @app.command()
@@ -162,7 +173,7 @@ def _pairs(text: str | None) -> dict[str, str] | None:
 
 
 def main() -> None:
-    """Run one command; an HstuflowError becomes one line on stderr and exit status 2 (`--debug`: its traceback)."""
+    """Run one command; an HstuflowError becomes one line on stderr and an exit status (`--debug`: its traceback)."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
@@ -173,7 +184,7 @@ def main() -> None:
         if debug:
             raise
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        sys.exit(error.exit_status)
 
 
 if __name__ == "__main__":

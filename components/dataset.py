@@ -6,7 +6,8 @@
     artifacts/sequences/<protocol>/split.json      split times, counts, cold and tie shares, data hash
 
 `item` is the row in the catalogue, which holds exactly the items of the training part; -1 is an item unknown to it.
-Shapes: L events of a batch, B sequences, U users, E events of the log.
+Training reads rows of the training part only, so what happens later cannot move a single byte of a training batch.
+Shapes: L events of a batch, B sequences, U users, E events of the log, W training windows.
 """
 
 from __future__ import annotations
@@ -76,8 +77,60 @@ def make_batch(
         times.append(when)
         nexts.append(np.append(when[1:], request_time) if len(when) else when)
         lengths.append(len(item))
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Batch(_long(items), _long(times), _long(nexts), torch.from_numpy(offsets))
+    return Batch(_join(items), _join(times), _join(nexts), _to_long(np.cumsum([0, *lengths])))
+
+
+def find_training_windows(sequences: Sequences, max_len: int) -> np.ndarray:
+    """Cut every user's training part into windows; return (W, 2) int64, first and one-past-last input row of each.
+
+    Row i of a window predicts row i + 1 of the log. Windows hold at most `max_len` inputs, do not overlap, and are
+    counted from the end, so that a user's latest events are seen with the longest history and no event is left out.
+    """
+    targets = np.maximum(sequences.valid_starts - sequences.starts - 1, 0)
+    num_windows = -(-targets // max_len)
+    user = np.repeat(np.arange(len(targets)), num_windows)
+    first_window = np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
+    from_the_end = num_windows[user] - 1 - (np.arange(len(user)) - first_window)
+    stop = sequences.valid_starts[user] - 1 - from_the_end * max_len
+    return np.stack([np.maximum(stop - max_len, sequences.starts[user]), stop], axis=1)
+
+
+def iterate_training_batches(
+    sequences: Sequences, *, max_len: int, batch_size: int, seed: int, epoch: int
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield (batch, targets) over all training windows once; targets is (L,) int64, the catalogue row to predict.
+
+    The order is a pure function of (seed, epoch). Windows are not sorted by length: attention is jagged, so a mixed
+    batch wastes nothing.
+    """
+    windows = find_training_windows(sequences, max_len)
+    windows = windows[np.random.default_rng([seed, epoch]).permutation(len(windows))]
+    for block in iterate_in_blocks(len(windows), batch_size):
+        yield gather_batch(sequences, windows[block])
+
+
+def gather_batch(sequences: Sequences, windows: np.ndarray) -> tuple[Batch, Tensor]:
+    """Batch rows windows[b, 0]:windows[b, 1] of the log as inputs, each row's successor as its target."""
+    lengths = windows[:, 1] - windows[:, 0]
+    rows = rows_of_ranges(windows[:, 0], lengths)
+    batch = Batch(
+        items=_to_long(sequences.items[rows]),
+        timestamps=_to_long(sequences.timestamps[rows]),
+        next_timestamps=_to_long(sequences.timestamps[rows + 1]),
+        offsets=_to_long(np.concatenate([[0], np.cumsum(lengths)])),
+    )
+    return batch, _to_long(sequences.items[rows + 1])
+
+
+def rows_of_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Concatenate the ranges starts[b]:starts[b] + lengths[b].
+
+    >>> rows_of_ranges(np.array([5, 0]), np.array([2, 3]))
+    array([5, 6, 0, 1, 2])
+    """
+    offsets = np.cumsum(lengths) - lengths
+    rows: np.ndarray = np.repeat(starts - offsets, lengths) + np.arange(lengths.sum())
+    return rows
 
 
 def iterate_in_blocks(total: int, block: int) -> Iterator[slice]:
@@ -88,20 +141,13 @@ def iterate_in_blocks(total: int, block: int) -> Iterator[slice]:
 
 def load_sequences(folder: Path) -> Sequences:
     """Memory-map one protocol's sequences; raises StateError where they are missing."""
-    import pyarrow as pa  # not on the bare GPU machine
-
     if not (folder / "split.json").exists():
         raise StateError("no sequences", where=str(folder), todo="Run `dvc repro sequences`")
-
-    def column(file: str, name: str) -> np.ndarray:
-        table = pa.ipc.open_file(pa.memory_map(str(folder / file))).read_all()
-        values: np.ndarray = table[name].combine_chunks().to_numpy()
-        return values
-
-    users = {name: column("users.arrow", name) for name in ("user_id", "start", "valid_start", "test_start", "end")}
+    users = _map_arrow(folder / "users.arrow")
+    events = _map_arrow(folder / "events.arrow")
     return Sequences(
-        items=column("events.arrow", "item"),
-        timestamps=column("events.arrow", "timestamp"),
+        items=events["item"],
+        timestamps=events["timestamp"],
         user_ids=users["user_id"],
         starts=users["start"],
         valid_starts=users["valid_start"],
@@ -111,5 +157,17 @@ def load_sequences(folder: Path) -> Sequences:
     )
 
 
-def _long(parts: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts).astype(np.int64)) if parts else torch.zeros(0, dtype=torch.long)
+def _map_arrow(file: Path) -> dict[str, np.ndarray]:
+    """Columns of an Arrow file of one record batch as read-only arrays over the file itself: nothing is copied."""
+    import pyarrow as pa  # not on the bare GPU machine
+
+    batch = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
+    return {name: batch[name].to_numpy(zero_copy_only=True) for name in batch.schema.names}
+
+
+def _to_long(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _join(parts: list[np.ndarray]) -> Tensor:
+    return _to_long(np.concatenate(parts) if parts else np.zeros(0))

@@ -1,6 +1,7 @@
 """Every error a person can cause, as one sentence that says what to do next.
 
-One root, few leaves. The command line prints the sentence and exits 2; the service answers it with `http_status`.
+One root, few leaves. The command line prints the sentence and exits with `exit_status`; the service answers it with
+`http_status`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ class HstuflowError(Exception):
     """
 
     http_status = 500
+    exit_status = 2
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class SourceUnreachableError(HstuflowError):
     """A log that lives elsewhere could not be fetched; trying again later may help."""
 
     http_status = 503
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: the flow tries again
 
 
 class ValidationFailedError(HstuflowError):

@@ -37,22 +37,35 @@ INTERACTIONS = pa.schema(
 
 def months_of(timestamps: np.ndarray) -> np.ndarray:
     """Return the UTC month of each timestamp in seconds as 'YYYY-MM' strings (year may be negative or long)."""
-    return timestamps.astype("datetime64[s]").astype("datetime64[M]").astype(str)
+    return _months(timestamps).astype(str)
 
 
 def write_partitions(folder: Path, table: pa.Table) -> None:
-    """Write `table` (schema INTERACTIONS, rows in source order) below folder/interactions, one file per month."""
-    table = table.cast(INTERACTIONS)
+    """Write `table` (the columns of INTERACTIONS, rows in source order) below folder/interactions, one file per month.
+
+    Text columns may be dictionary-encoded: 20 million actions stay small until their month is written.
+    """
     order = np.argsort(table["timestamp"].to_numpy(), kind="stable")
-    table = table.take(pa.array(order))
-    months = months_of(table["timestamp"].to_numpy())
-    names, starts = np.unique(months, return_index=True)
-    for name in names:
-        target = folder / "interactions" / str(name) / "part-0.parquet"
+    table = table.select(INTERACTIONS.names).take(pa.array(order))
+    # Once sorted, a month is a slice. Month names for every row would take 2 GB for 20 million of them.
+    months, starts = np.unique(_months(table["timestamp"].to_numpy()), return_index=True)
+    ends = [*starts[1:], table.num_rows]
+    for month, start, end in zip(months.astype(str), starts, ends, strict=True):
+        target = folder / "interactions" / str(month) / "part-0.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = table.filter(pa.array(months == name))
+        part = table.slice(start, end - start).cast(INTERACTIONS).combine_chunks()
         pq.write_table(part, target, compression="zstd", store_schema=False)
-    del starts
+
+
+def write_items(folder: Path, items: pa.Table) -> None:
+    """Write the item table: `item_id` int64 and text columns, `title` and `genres` among them."""
+    pq.write_table(items.combine_chunks(), folder / "items.parquet", compression="zstd", store_schema=False)
+
+
+def write_keys(folder: Path, what: str, keys: pa.Table) -> None:
+    """Write id -> original key for what = 'user' or 'item'."""
+    target = folder / f"{what}_keys.parquet"
+    pq.write_table(keys.combine_chunks(), target, compression="zstd", store_schema=False)
 
 
 def list_partitions(data: Path = DATA) -> list[Path]:
@@ -77,7 +90,7 @@ def read_interactions(data: Path = DATA, *, quarantine: Path | None = None) -> p
         part = pq.read_table(file)
         name = file.parent.name
         rows = np.arange(part.num_rows)
-        part = part.append_column("partition", pa.array([name] * part.num_rows, pa.string()))
+        part = part.append_column("partition", pa.repeat(pa.scalar(name), part.num_rows))
         part = part.append_column("row", pa.array(rows, pa.int64()))
         if name in bad:
             part = part.filter(pa.array(~np.isin(rows, bad[name])))
@@ -92,11 +105,14 @@ def read_items(data: Path = DATA) -> pa.Table:
 
 def read_keys(data: Path, what: str) -> dict[int, str] | None:
     """Return id -> original key for what = 'user' or 'item'; None where the log's own ids are the canonical ones."""
+    table = read_key_table(data, what)
+    return None if table is None else dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))
+
+
+def read_key_table(data: Path, what: str) -> pa.Table | None:
+    """Return the columns id (int64) and key (string), in order of first appearance; None as in `read_keys`."""
     file = data / f"{what}_keys.parquet"
-    if not file.exists():
-        return None
-    table = pq.read_table(file)
-    return dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))
+    return pq.read_table(file) if file.exists() else None
 
 
 def read_manifest(data: Path = DATA) -> dict[str, Any]:
@@ -115,6 +131,10 @@ def _quarantined(file: Path) -> dict[str, np.ndarray]:
         str(name): table.filter(pc.equal(table["partition"], name))["row"].to_numpy()
         for name in pc.unique(table["partition"]).to_pylist()
     }
+
+
+def _months(timestamps: np.ndarray) -> np.ndarray:
+    return timestamps.astype("datetime64[s]").astype("datetime64[M]")
 
 
 def _month_number(name: str) -> int:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from components.errors import SettingsError
+from components.files import replacing_file
 
 PARAMS = Path("params.yaml")
 
@@ -57,6 +58,7 @@ class ValidateSettings(Section):
     max_tied_share: Fraction = Field(description="events that share their timestamp with another event of the user")
     min_volume_ratio: float = Field(ge=0, description="events now / events of the promoted version, at least")
     max_new_item_share: Fraction = Field(description="items the promoted version did not have, at most")
+    max_new_user_share: Fraction = Field(description="users the promoted version did not have, at most")
     max_action_shift: Fraction = Field(description="total variation between action mixes, at most")
 
 
@@ -98,8 +100,13 @@ class TrainSettings(Section):
 class EvaluateSettings(Section):
     """Full-catalogue ranking, its baselines and intervals."""
 
-    cutoffs: tuple[int, ...] = Field(description="k of HR@k and NDCG@k")
-    recent_days: tuple[int, ...] = Field(description="windows tried for recent popularity; validation chooses")
+    cutoffs: tuple[PositiveInt, ...] = Field(min_length=1, description="k of HR@k and NDCG@k")
+    headline_metric: str = Field(
+        pattern=r"^((hr|ndcg)@[1-9][0-9]*|mrr)$", description="decides the gate, the recent window, and leads the report"
+    )
+    recent_days: tuple[PositiveInt, ...] = Field(
+        min_length=1, description="windows tried for recent popularity; validation chooses"
+    )
     bootstrap_samples: int = Field(ge=100, description="user-level resamples")
     confidence: float = Field(gt=0.5, lt=1)
     block_megabytes: int = Field(ge=1, description="memory for one block of scores")
@@ -110,7 +117,6 @@ class ReportSettings(Section):
     """What the report and the gate lead with."""
 
     headline_protocol: Protocol
-    headline_metric: str
 
 
 class PackageSettings(Section):
@@ -140,12 +146,7 @@ def load_settings(path: Path = PARAMS) -> Settings:
     Raises:
         SettingsError: the file is missing, is not YAML, or a key is wrong.
     """
-    try:
-        tree = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError("no such file", where=str(path), todo="Run from the repository root") from None
-    except YAMLError as error:
-        raise SettingsError("is not YAML", where=str(path), observed=str(error)) from None
+    tree = _read_yaml(YAML(typ="safe"), path)
     return check_settings(tree, where=str(path))
 
 
@@ -163,3 +164,47 @@ def check_settings(tree: object, *, where: str) -> Settings:
             expected=first["msg"],
             todo="components/settings.py describes every key",
         ) from None
+
+
+def use_recipe(recipe: Path, params: Path = PARAMS) -> list[str]:
+    """Write the keys of `recipe` into `params`, keep its comments, and return the dotted names that changed.
+
+    Raises:
+        SettingsError: a file cannot be read, or the result would not be valid (params.yaml then stays as it was).
+    """
+    yaml = YAML()
+    yaml.width = 120
+    yaml.preserve_quotes = True
+    tree, changes = _read_yaml(yaml, params), _read_yaml(yaml, recipe)
+    changed = _merge(tree, changes)
+    check_settings(_plain(tree), where=str(recipe))
+    with replacing_file(params) as temporary, temporary.open("w", encoding="utf-8") as file:
+        yaml.dump(tree, file)
+    return changed
+
+
+def _read_yaml(yaml: YAML, path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError("no such file", where=str(path), todo="Run from the repository root") from None
+    except YAMLError as error:
+        raise SettingsError("is not YAML", where=str(path), observed=str(error)) from None
+
+
+def _merge(tree: dict[str, Any], changes: dict[str, Any], prefix: str = "") -> list[str]:
+    changed = []
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            changed += _merge(tree[key], value, f"{prefix}{key}.")
+        elif tree.get(key) != value:
+            tree[key] = value
+            changed.append(f"{prefix}{key}")
+    return changed
+
+
+def _plain(tree: Any) -> Any:  # noqa: ANN401
+    """Return `tree` without ruamel's comment-carrying types, which pydantic would show in its messages."""
+    if isinstance(tree, dict):
+        return {str(key): _plain(value) for key, value in tree.items()}
+    return [_plain(item) for item in tree] if isinstance(tree, list) else tree

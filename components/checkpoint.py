@@ -1,0 +1,56 @@
+"""The folder that training hands out: all that evaluation and serving need, nothing pickled.
+
+    weights.safetensors   of the best epoch
+    checkpoint.json       what was trained, on what, how it went (docs/architecture.md lists the keys)
+    catalogue.parquet     copied from the sequences: row r is the item with index r
+
+Read by components/recommender.py.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from components.dataset import Sequences, rows_of_ranges
+from components.files import replacing_file, write_json
+from components.runs import Weights
+
+POPULAR_DAYS = 30
+POPULAR_ITEMS = 200
+_SECONDS_A_DAY = 86_400
+
+
+def write_checkpoint(folder: Path, weights: Weights, facts: dict[str, Any], *, catalogue: Path) -> None:
+    """Fill an empty folder. Equal weights give equal bytes."""
+    from safetensors.torch import save_file  # not on the bare GPU machine
+
+    with replacing_file(folder / "weights.safetensors") as temporary:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, temporary)
+    write_json(folder / "checkpoint.json", facts)
+    shutil.copyfile(catalogue, folder / "catalogue.parquet")
+
+
+def find_popular(sequences: Sequences, *, days: int = POPULAR_DAYS, limit: int = POPULAR_ITEMS) -> list[int]:
+    """Return the catalogue rows seen most in the last `days` of train, best first, ties by row: for empty histories."""
+    rows = rows_of_ranges(sequences.starts, sequences.valid_starts - sequences.starts)
+    times = sequences.timestamps[rows]
+    recent = rows[times > times.max() - days * _SECONDS_A_DAY]
+    counts = np.bincount(sequences.items[recent], minlength=sequences.num_items)
+    best: list[int] = np.argsort(-counts, kind="stable")[: min(limit, np.count_nonzero(counts))].tolist()
+    return best
+
+
+def describe_environment(device: torch.device) -> dict[str, str]:
+    """Return what besides parameters, data and code can move the last bit of a weight."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }

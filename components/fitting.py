@@ -1,0 +1,192 @@
+"""The optimisation itself, free of files: model, loss, optimizer, schedule, epochs, early stopping.
+
+Every random number is a function of (seed, epoch) and the learning rate one of the step, so an epoch's result depends
+only on the state before it. Runs wherever torch and numpy do.
+Shapes: L rows of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from components.console import Progress, log
+from components.dataset import Batch, Sequences, find_training_windows, iterate_training_batches
+from components.errors import SettingsError, StateError
+from components.model import build_model
+from components.model.losses import make_loss
+from components.runs import TrainingState, Weights
+from components.selection import ValidationPart
+
+if TYPE_CHECKING:
+    from components.settings import TrainSettings
+
+VALID_METRIC = "valid_ndcg@10"
+BETAS = (0.9, 0.98)  # hstu-spec section 5
+_LEARNING, _NEGATIVES = 0, 1  # streams of random numbers within an epoch
+
+
+class Trainer:
+    """One model on its way: `fit` runs the epochs that are left and hands the state to `save` after each.
+
+    Raises:
+        StateError: train has no user with two events, or validation nothing to measure.
+    """
+
+    def __init__(self, settings: TrainSettings, name: str, sequences: Sequences, device: torch.device) -> None:
+        self.settings, self.name, self.sequences, self.device = settings, name, sequences, device
+        windows = find_training_windows(sequences, settings.max_len)
+        if len(windows) == 0:
+            raise StateError("train has no user with two events", todo="Ingest a longer log")
+        self.num_windows = len(windows)
+        self.num_targets = int((windows[:, 1] - windows[:, 0]).sum())
+        self.num_batches = -(-self.num_windows // settings.batch_size)
+        self.validation = ValidationPart(sequences, settings.max_len)
+        torch.manual_seed(settings.seed)
+        self.model = build_model(name, settings, sequences.num_items).to(device)
+        self.loss = make_loss(settings, sequences.num_items)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay
+        )
+
+    def fit(self, state: TrainingState | None, save: Callable[[TrainingState], None]) -> TrainingState:
+        """Train from `state` (None: from the start) to the last epoch or to `patience` epochs without a better one.
+
+        Raises:
+            SettingsError: the loss or a weight is no longer finite; what was saved stays.
+        """
+        if state is None:
+            state = TrainingState({}, {}, {}, [])
+        else:
+            self._restore(state)
+        with determinism(self.device, self.settings.num_threads):
+            while not self._is_done(state.epochs):
+                state = self._next_state(state)
+                save(state)
+        return state
+
+    def _is_done(self, epochs: list[dict[str, Any]]) -> bool:
+        waited = len(epochs) - best_epoch(epochs)
+        if len(epochs) < self.settings.epochs and waited >= self.settings.patience:
+            log.info("stopping early: no better %s for %d epochs", VALID_METRIC, waited)
+            return True
+        return len(epochs) >= self.settings.epochs
+
+    def _next_state(self, state: TrainingState) -> TrainingState:
+        started, epoch = time.monotonic(), len(state.epochs) + 1
+        loss = self._run_epoch(epoch)
+        self._check_weights(epoch)
+        trained = time.monotonic()
+        ndcg = self.validation.measure_ndcg(self.model)
+        epochs = [
+            *state.epochs,
+            {"epoch": epoch, "loss": loss, VALID_METRIC: ndcg, "seconds": time.monotonic() - started},
+        ]
+        is_best = best_epoch(epochs) == epoch
+        self._log_epoch(epochs, is_best=is_best, rate=self.num_targets / (trained - started))
+        weights = _copy_weights(self.model)
+        moments = self.optimizer.state_dict()["state"]
+        return TrainingState(weights, weights if is_best else state.best_weights, moments, epochs)
+
+    def _log_epoch(self, epochs: list[dict[str, Any]], *, is_best: bool, rate: float) -> None:
+        last = epochs[-1]
+        left = sum(facts["seconds"] for facts in epochs) / len(epochs) * (self.settings.epochs - len(epochs))
+        what = f"epoch {last['epoch']:>3}/{self.settings.epochs}  loss {last['loss']:.4f}"
+        valid = f"{VALID_METRIC} {last[VALID_METRIC]:.4f}{' best' if is_best else '     '}"
+        log.info("%s  %s  %5.1f s  %s events/s  ETA %.0f s", what, valid, last["seconds"], f"{rate:>7,.0f}", left)
+
+    def _run_epoch(self, epoch: int) -> float:
+        """Go once over all training windows; return the mean loss of a target."""
+        settings = self.settings
+        torch.manual_seed(derive_seed(settings.seed, epoch, _LEARNING))
+        negatives = torch.Generator(self.device).manual_seed(derive_seed(settings.seed, epoch, _NEGATIVES))
+        batches = iterate_training_batches(
+            self.sequences, max_len=settings.max_len, batch_size=settings.batch_size, seed=settings.seed, epoch=epoch
+        )
+        total, seen, started = 0.0, 0, time.monotonic()
+        self.model.train()
+        with Progress(f"epoch {epoch}/{settings.epochs}", self.num_batches) as progress:
+            for number, (batch, targets) in enumerate(batches):
+                step = (epoch - 1) * self.num_batches + number
+                loss = self._train_batch(batch, targets, step, negatives)
+                if not math.isfinite(loss):
+                    raise self._not_finite("loss", loss, f"epoch {epoch}, batch {number + 1} of {self.num_batches}")
+                total, seen = total + loss * len(targets), seen + len(targets)
+                rate = seen / (time.monotonic() - started)
+                progress.advance(loss=f"{total / seen:.4f}", rate=f"{rate:,.0f} events/s")
+        return total / seen
+
+    def _train_batch(self, batch: Batch, targets: Tensor, step: int, negatives: torch.Generator) -> float:
+        rate = learning_rate_at(self.settings, step, self.settings.epochs * self.num_batches)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        y_LD = self.model(batch.to(self.device))
+        loss = self.loss(y_LD, self.model.item_vectors(), targets.to(self.device), negatives)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def _restore(self, state: TrainingState) -> None:
+        self.model.load_state_dict(state.weights)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state.optimizer, "param_groups": groups})
+
+    def _check_weights(self, epoch: int) -> None:
+        """A finite loss may leave infinite weights behind it; those must never become the saved state."""
+        for name, weight in self.model.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise self._not_finite(f"weight {name}", "nan or inf", f"epoch {epoch}, after its last batch")
+
+    def _not_finite(self, what: str, observed: object, where: str) -> SettingsError:
+        return SettingsError(
+            f"{what} is not finite",
+            where=f"train.{self.name}, {where}",
+            observed=observed,
+            expected="a finite number",
+            todo=f"Lower train.{self.name}.learning_rate in params.yaml; the last good epoch is kept",
+        )
+
+
+def best_epoch(epochs: list[dict[str, Any]]) -> int:
+    """Return the epoch with the highest validation NDCG@10, the first of equals; 0 where none is finished."""
+    return max(epochs, key=lambda facts: (facts[VALID_METRIC], -facts["epoch"]))["epoch"] if epochs else 0
+
+
+def learning_rate_at(settings: TrainSettings, step: int, total_steps: int) -> float:
+    """Linear warm-up to `learning_rate`, then constant or half a cosine down to 0 at `total_steps`."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    done = (step - settings.warmup_steps) / max(total_steps - settings.warmup_steps, 1)
+    return settings.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+def derive_seed(seed: int, epoch: int, stream: int) -> int:
+    """Return an independent 63-bit seed for each (seed, epoch, stream)."""
+    return int(np.random.SeedSequence([seed, epoch, stream]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def determinism(device: torch.device, num_threads: int) -> Iterator[None]:
+    """Fix the number of threads, and on a CPU let torch use deterministic algorithms only."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(deterministic or device.type == "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_num_threads(threads)
+
+
+def _copy_weights(model: torch.nn.Module) -> Weights:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,285 @@
+"""Bring an event log into `data/`, all of it or nothing: choose the source, read, write beside, compare, swap.
+
+    python -m components ingest                                            # the default, or keep what is there
+    python -m components ingest --source grouplens --path ml-1m.zip
+    python -m components ingest --source table --path my_events.csv --columns user_id=userId,item_id=movieId
+
+The same input gives the same bytes, so that ingesting again changes nothing and `dvc add data` keeps its pin.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import ValidationError
+
+from components.console import log, print_header, print_table
+from components.errors import InputError, SettingsError
+from components.files import hash_files, replacing_folder, write_json
+from components.interactions import (
+    list_partitions,
+    read_interactions,
+    read_items,
+    read_key_table,
+    read_manifest,
+    write_items,
+    write_keys,
+    write_partitions,
+)
+from components.settings import IngestSettings
+from components.sources import SourceLog, read_source
+from components.sources.events import ItemTable
+from components.sources.fetch import is_url
+from components.sources.ids import IdColumn, Numbered, keys_of_integers, number_ids
+
+_TABLES = ("interactions", "items.parquet", "user_keys.parquet", "item_keys.parquet")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a log holds; users and items are those with events."""
+
+    events: int
+    users: int
+    items: int
+    months: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an ingestion did to `data/`. `months` names the partitions that are new, different or gone."""
+
+    before: Counts | None
+    after: Counts
+    changed: bool
+    months: tuple[str, ...] = ()
+
+
+def ingest(settings: IngestSettings, options: Mapping[str, Any], *, data: Path, replace: bool = False) -> Change:
+    """Bring the log of the chosen source into `data` and print what changed; on an error `data` stays as it was.
+
+    `options` override `settings`; None means "not given". With none given, and only the default source in `settings`,
+    a log that `data` already holds is kept.
+
+    Raises:
+        InputError: the source cannot be read, or `data` holds another log and `replace` is false.
+        SourceUnreachableError: the source cannot be fetched.
+    """
+    wanted, held = choose_source(settings, options), _held(data)
+    if held is not None and _is_kept(settings, options):
+        log.info("%s/ already holds a log from %s: kept", data, _name(held))
+        counts = Counts(**held["counts"])
+        return Change(counts, counts, changed=False)
+    _refuse_other(wanted, held, data, replace=replace)
+    with (
+        tempfile.TemporaryDirectory(prefix="ingest-") as scratch,
+        tempfile.TemporaryDirectory(prefix=f".{data.name}.", dir=_parent(data)) as staging,
+    ):
+        source = read_source(wanted, Path(scratch))
+        manifest = _write(Path(staging), source, wanted, known=data if _continues(wanted, held) else None)
+        change = _compare(data, held, Path(staging), manifest)
+        if change.changed:
+            _swap(Path(staging), data)
+    _report(change, source, wanted, data)
+    return change
+
+
+def choose_source(settings: IngestSettings, options: Mapping[str, Any]) -> IngestSettings:
+    """Return `settings` with the given options; another source than theirs starts from that source's own defaults."""
+    given = {name: value for name, value in options.items() if value is not None}
+    same = given.get("source", settings.source) == settings.source
+    try:
+        wanted = IngestSettings.model_validate({**(settings.model_dump() if same else {}), **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise SettingsError("is wrong", where=option, observed=first["input"], expected=first["msg"]) from None
+    if wanted.source == "movielens-100k" and wanted.path is not None:
+        raise SettingsError(
+            "movielens-100k takes no path", where="--path", observed=wanted.path, todo="Add --source table or grouplens"
+        )
+    places = {"path": _portable(wanted.path), "items": _portable(wanted.items)}
+    return wanted.model_copy(update=places)
+
+
+def _portable(path: str | None) -> str | None:
+    """Return a local path relative to here where it lies below, so that the manifest means the same elsewhere."""
+    if path is None or is_url(path):
+        return path
+    full = Path(path).expanduser()
+    if full.is_absolute() and full.is_relative_to(Path.cwd()):
+        full = full.relative_to(Path.cwd())
+    return os.path.normpath(full)
+
+
+def _held(data: Path) -> dict[str, Any] | None:
+    """Return the manifest of the log in `data`, None where there is no complete one."""
+    whole = (data / "manifest.json").exists() and any((data / "interactions").glob("*/*.parquet"))
+    return read_manifest(data) if whole else None
+
+
+def _is_kept(settings: IngestSettings, options: Mapping[str, Any]) -> bool:
+    """Tell whether a call without options leaves the held log alone.
+
+    params.yaml with the default source means "whatever is there". A source that a person wrote into params.yaml is read
+    again, because a nightly run wants its new events.
+    """
+    return all(value is None for value in options.values()) and settings.source == "movielens-100k"
+
+
+def _same_log(wanted: IngestSettings, held: Mapping[str, Any]) -> bool:
+    return (
+        wanted.source == held["source"]
+        and _absolute(wanted.path) == _absolute(held["path"])
+        and wanted.columns == held["columns"]
+    )
+
+
+def _continues(wanted: IngestSettings, held: Mapping[str, Any] | None) -> bool:
+    """Tell whether ids must keep their numbers: the same log, or a newer file of a table with the same mapping."""
+    if held is None:
+        return False
+    newer_file = wanted.source == held["source"] == "table" and wanted.columns == held["columns"]
+    return newer_file or _same_log(wanted, held)
+
+
+def _absolute(path: str | None) -> str | None:
+    return path if path is None or is_url(path) else str(Path(path).absolute().resolve())
+
+
+def _refuse_other(wanted: IngestSettings, held: Mapping[str, Any] | None, data: Path, *, replace: bool) -> None:
+    if replace or (held is None and not (data.exists() and any(data.iterdir()))):
+        return
+    if held is None:
+        raise InputError("holds files but no log", where=f"{data}/", todo="Move them away, or pass --replace")
+    if not _same_log(wanted, held):
+        raise InputError(
+            "already holds another log",
+            where=f"{data}/",
+            observed=_name(held),
+            expected=_name(wanted.model_dump()),
+            todo="Pass --replace to put the new one in its place",
+        )
+
+
+def _name(source: Mapping[str, Any]) -> str:
+    columns = ",".join(f"{name}={value}" for name, value in sorted(source["columns"].items()))
+    return " ".join(part for part in (source["source"], source["path"], columns and f"({columns})") if part)
+
+
+def _parent(data: Path) -> Path:
+    parent = data.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent
+
+
+def _write(folder: Path, source: SourceLog, wanted: IngestSettings, *, known: Path | None) -> dict[str, Any]:
+    """Write the log into an empty folder and return its manifest; `known` is the data folder whose ids must be kept."""
+    events, notes = source.events, list(source.notes)
+    users = number_ids(events.users, IdColumn(), _known_keys(known, "user", events.users))
+    known_items = _known_keys(known, "item", events.items)
+    item_table = (
+        _without_impossible(source.items, notes) if not events.items.is_text and known_items is None else source.items
+    )
+    items = number_ids(events.items, item_table.ids, known_items)
+    write_partitions(folder, events.table(users.ids, items.ids))
+    write_items(folder, _canonical_items(item_table, items, notes))
+    for what, numbered in (("user", users), ("item", items)):
+        if numbered.keys is not None:
+            write_keys(folder, what, numbered.keys)
+    counts = Counts(len(users.ids), len(np.unique(users.ids)), len(np.unique(items.ids)), len(list_partitions(folder)))
+    manifest = {
+        **wanted.model_dump(),
+        "timestamp_unit": events.times.unit,
+        "counts": asdict(counts),
+        "notes": notes,
+        "data_hash": hash_files(folder / name for name in _TABLES if (folder / name).exists()),
+    }
+    write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _known_keys(known: Path | None, what: str, column: IdColumn) -> pa.Table | None:
+    """Return the mapping to continue: the stored one, or the old int64 ids as they are when the log turns to text."""
+    if known is None:
+        return None
+    keys = read_key_table(known, what)
+    if keys is None and column.is_text:
+        ids = read_interactions(known)[f"{what}_id"].combine_chunks()
+        more = read_items(known)["item_id"].combine_chunks() if what == "item" else pa.array([], pa.int64())
+        keys = keys_of_integers(pa.concat_arrays([ids, more]))
+    return keys
+
+
+def _without_impossible(table: ItemTable, notes: list[str]) -> ItemTable:
+    """Return the rows of an item table whose ids can occur in a log of int64 ids."""
+    possible = table.ids.mask_integers()
+    if possible.all():
+        return table
+    notes.append(f"item table: {int((~possible).sum())} ids that are no integers cannot occur in this log, left out")
+    mask = pa.array(possible)
+    return ItemTable(table.ids.only(mask), table.fields.filter(mask))
+
+
+def _canonical_items(table: ItemTable, items: Numbered, notes: list[str]) -> pa.Table:
+    """Return one row per item, by id: item_id, title, genres, then what else the source has; empty text is null."""
+    ids, first = np.unique(items.others, return_index=True)
+    if len(ids) < len(items.others):
+        notes.append(f"item table: {len(items.others) - len(ids)} repeated ids, first row kept")
+    columns: dict[str, pa.ChunkedArray | pa.Array] = {"item_id": pa.array(ids)}
+    for name in dict.fromkeys(("title", "genres", *table.fields.column_names)):
+        empty = name not in table.fields.column_names
+        text = pa.nulls(len(ids), pa.string()) if empty else table.fields[name].take(pa.array(first))
+        columns[name] = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+    return pa.table(columns)
+
+
+def _compare(data: Path, held: Mapping[str, Any] | None, staging: Path, manifest: Mapping[str, Any]) -> Change:
+    before = Counts(**held["counts"]) if held is not None else None
+    old, new = _month_hashes(data), _month_hashes(staging)
+    months = tuple(sorted(month for month in old.keys() | new.keys() if old.get(month) != new.get(month)))
+    changed = not data.exists() or hash_files([data]) != hash_files([staging])
+    return Change(before, Counts(**manifest["counts"]), changed, months)
+
+
+def _month_hashes(data: Path) -> dict[str, str]:
+    return {folder.name: hash_files([folder]) for folder in (data / "interactions").glob("*")}
+
+
+def _swap(staging: Path, data: Path) -> None:
+    with replacing_folder(data) as folder:
+        for entry in staging.iterdir():
+            entry.rename(folder / entry.name)
+
+
+def _report(change: Change, source: SourceLog, wanted: IngestSettings, data: Path) -> None:
+    if source.terms:
+        log.info("%s", source.terms)
+    facts = {"source": _name(wanted.model_dump())}
+    facts |= {f"note {number}": note for number, note in enumerate(source.notes, 1)}
+    print_header(f"{data}/ {'has a new state' if change.changed else 'is unchanged'}", facts)
+    before = change.before or Counts(0, 0, 0, 0)
+    rows = [
+        (name, f"{old:,}", f"{new:,}", f"{new - old:+,}" if new != old else "0")
+        for name, old, new in (
+            ("rows", before.events, change.after.events),
+            ("months", before.months, change.after.months),
+            ("users", before.users, change.after.users),
+            ("items", before.items, change.after.items),
+        )
+    ]
+    print_table(f"{data}/: what changed", ["", "before", "after", "change"], rows)
+    if change.months:
+        log.info("month files new, different or gone: %d (%s)", len(change.months), _span(change.months))
+
+
+def _span(months: tuple[str, ...]) -> str:
+    return ", ".join(months) if len(months) <= 3 else f"{months[0]} ... {months[-1]}"

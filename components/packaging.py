@@ -1,0 +1,249 @@
+"""Package the checkpoint: an exported Bento that serves it anywhere, and artifacts/package.json that says what it is.
+
+    python -m components package
+
+The same checkpoint, code and verdict give the same tag and, at the same commit, the same bytes. The Bento is built in a
+store of its own: `hstuflow:latest` in the user's store stays the champion until `promote` (components/registry.py).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from components.console import log
+from components.errors import StateError
+from components.files import hash_files, read_json, replacing_file, write_json
+from components.settings import PackageSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+BENTOFILE = ROOT / "bentofile.yaml"
+BUILDER = ROOT / "components" / "bento_builder.py"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained and judged model on its way into a Bento."""
+
+    checkpoint: Path
+    checkpoint_hash: str
+    model: str
+    protocol: str
+    verdict: str
+    metrics: dict[str, Any]  # metric -> value, low, high
+    data_hash: str
+    name: str  # of the Bento and of its model
+
+    @property
+    def model_version(self) -> str:
+        """The model's tag after the colon: the same for the same checkpoint and judgement."""
+        return _version(self.name, self.checkpoint_hash, self.verdict, self.metrics)
+
+    def bento_version(self, code_hash: str) -> str:
+        """The Bento's tag after the colon: the same for the same model and code."""
+        return _version(self.model_version, code_hash)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Where the code stands in git."""
+
+    name: str  # ends in -dirty where packaged files differ from it; "unknown" outside git
+    time: int  # seconds; 0 outside git
+
+
+def package(settings: PackageSettings, *, artifacts: Path, reports: Path) -> dict[str, Any]:
+    """Build the Bento, export it to artifacts/hstuflow.bento, write and return artifacts/package.json.
+
+    A refused model is built as <name>-candidate: a verdict is data, not a failure.
+
+    Raises:
+        StateError: checkpoint or reports are missing or belong to another model, or the build failed.
+    """
+    candidate = read_candidate(settings, artifacts=artifacts, reports=reports)
+    commit = find_commit()
+    with tempfile.TemporaryDirectory(prefix="hstuflow-package-") as name:
+        scratch = Path(name)
+        stage_sources(scratch / "sources")
+        version = candidate.bento_version(hash_files([scratch / "sources"]))
+        log.info("packaging %s:%s, verdict %s", candidate.name, version, candidate.verdict)
+        build_bento(scratch, candidate, version, commit)
+        write_archive(scratch / "bento", artifacts / "hstuflow.bento", commit.time)
+    packaged = {
+        "name": candidate.name,
+        "tag": f"{candidate.name}:{version}",
+        "model_tag": f"{candidate.name}:{candidate.model_version}",
+        "verdict": candidate.verdict,
+        "bento_sha256": hashlib.sha256((artifacts / "hstuflow.bento").read_bytes()).hexdigest(),
+        "checkpoint_hash": candidate.checkpoint_hash,
+        "data_hash": candidate.data_hash,
+        "git_commit": commit.name,
+        "metrics": candidate.metrics,
+    }
+    write_json(artifacts / "package.json", packaged)
+    return packaged
+
+
+def read_candidate(settings: PackageSettings, *, artifacts: Path, reports: Path) -> Candidate:
+    """Collect the checkpoint that the gate judged and what evaluation said of it.
+
+    Raises:
+        StateError: something is missing, or the gate judged another model.
+    """
+    gate = _read(reports / "gate.json")
+    if gate["model"] != settings.model:
+        raise StateError(
+            "judges another model",
+            where=str(reports / "gate.json"),
+            observed=gate["model"],
+            expected=f"{settings.model} (package.model in params.yaml)",
+            todo="Run `dvc repro`",
+        )
+    checkpoint = artifacts / "checkpoints" / gate["protocol"] / settings.model
+    facts = _read(checkpoint / "checkpoint.json")
+    return Candidate(
+        checkpoint=checkpoint.resolve(),
+        checkpoint_hash=hash_files([checkpoint]),
+        model=settings.model,
+        protocol=gate["protocol"],
+        verdict=gate["verdict"],
+        metrics=_read(reports / "metrics.json")[gate["protocol"]][settings.model],
+        data_hash=facts["data_hash"],
+        name=settings.name + ("-candidate" if gate["verdict"] == "refused" else ""),
+    )
+
+
+def stage_sources(folder: Path) -> None:
+    """Copy bentofile.yaml and the files it includes, nothing else, into `folder`.
+
+    BentoML would walk the whole repository, environment and data included, and would import the service from there:
+    then a file that bentofile.yaml forgets is missed by the first request instead of by the build.
+
+    Raises:
+        StateError: bentofile.yaml includes what is not there.
+    """
+    folder.mkdir()
+    shutil.copyfile(BENTOFILE, folder / BENTOFILE.name)
+    for pattern in YAML(typ="safe").load(BENTOFILE)["include"]:
+        files = sorted(ROOT.glob(pattern.lstrip("/")))
+        if not files:
+            raise StateError("includes a file that does not exist", where=str(BENTOFILE), observed=pattern)
+        for file in files:
+            target = folder / file.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+
+
+def build_bento(scratch: Path, candidate: Candidate, bento_version: str, commit: Commit) -> None:
+    """Run bento_builder.py on scratch/sources, in the store scratch/home; leaves the Bento in scratch/bento.
+
+    Raises:
+        StateError: the build failed.
+    """
+    request = {
+        "name": candidate.name,
+        "bento_version": bento_version,
+        "model_version": candidate.model_version,
+        "labels": _labels(candidate, commit),
+        "metadata": _metadata(candidate, commit),
+        "checkpoint": str(candidate.checkpoint),
+        "export": str(scratch / "bento"),
+    }
+    (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    environment = os.environ | {"BENTOML_HOME": str(scratch / "home"), "BENTOML_DO_NOT_TRACK": "True"}
+    # -P: without it the builder's own folder, components/, would come first in sys.path.
+    done = subprocess.run(
+        [sys.executable, "-P", str(BUILDER), str(scratch / "request.json")],
+        cwd=scratch / "sources",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        log.error("%s", done.stderr.strip())
+        last_line = (done.stderr.strip() or "no output").splitlines()[-1]
+        raise StateError("the Bento could not be built", where=BENTOFILE.name, observed=last_line)
+
+
+def write_archive(bento: Path, target: Path, time: int) -> None:
+    """Pack an exported Bento into what `bentoml import` reads: tar, xz. The same files give the same bytes.
+
+    Every creation time in it becomes `time`. xz -1: weights hardly compress, and it is 5 times as fast as xz -6.
+    """
+    moment = dt.datetime.fromtimestamp(time, dt.UTC).isoformat(sep=" ")
+    for file in [*bento.glob("bento.yaml"), *bento.glob("models/*/*/model.yaml")]:
+        text = file.read_text(encoding="utf-8")
+        file.write_text(re.sub(r"(?m)^([ -]*creation_time:) .*$", rf"\1 {moment}", text), encoding="utf-8")
+
+    def normalize(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.mtime, member.uid, member.gid, member.uname, member.gname = time, 0, 0, "", ""
+        member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+        return member
+
+    with replacing_file(target) as temporary, tarfile.open(temporary, "w:xz", preset=1) as archive:
+        archive.add(bento, arcname=".", filter=normalize)  # sorted by name
+
+
+def find_commit() -> Commit:
+    """Return the commit the packaged files come from."""
+    log_line = _git("log", "-1", "--format=%H %ct").split()
+    if len(log_line) != 2:  # not a git repository, or no git here
+        return Commit("unknown", 0)
+    changed = _git("status", "--porcelain", "--", "bentofile.yaml", "components", "kernels")
+    return Commit(log_line[0] + ("-dirty" if changed else ""), int(log_line[1]))
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
+
+
+def _labels(candidate: Candidate, commit: Commit) -> dict[str, str]:
+    """Short strings, for `bentoml list` and `bentoml models list`; the metadata has them in full."""
+    metrics = {name: f"{metric['value']:.4f}" for name, metric in candidate.metrics.items()}
+    return metrics | {
+        "verdict": candidate.verdict,
+        "model": candidate.model,
+        "protocol": candidate.protocol,
+        "data_hash": candidate.data_hash[:12],
+        "git_commit": commit.name[:12],
+    }
+
+
+def _metadata(candidate: Candidate, commit: Commit) -> dict[str, Any]:
+    """What components/service.py puts into its answers, and the metrics."""
+    return {
+        "name": candidate.model,
+        "protocol": candidate.protocol,
+        "verdict": candidate.verdict,
+        "data_hash": candidate.data_hash,
+        "git_commit": commit.name,
+        "metrics": candidate.metrics,
+    }
+
+
+def _version(*content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(file: Path) -> Any:  # noqa: ANN401 - JSON
+    if not file.exists():
+        raise StateError("is missing", where=str(file), todo="Run `dvc repro`")
+    return read_json(file)

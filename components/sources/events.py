@@ -1,0 +1,123 @@
+"""Raw columns of table files -> the canonical columns of a log, and of its item table, batch by batch.
+
+Nothing here loops over rows in Python; 20 million events need their five columns in memory and one batch of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from components.sources.cells import Cells, TableFile, first_failure
+from components.sources.ids import IdColumn
+from components.sources.times import TimeColumn, Times
+
+ACTIONS = pa.dictionary(pa.int32(), pa.string())
+
+
+@dataclass
+class Events:
+    """The events of a log in source order; ids still as the source wrote them."""
+
+    users: IdColumn
+    items: IdColumn
+    times: Times
+    ratings: pa.ChunkedArray  # float32, null where the log has none
+    actions: pa.ChunkedArray  # ACTIONS
+
+    def table(self, user_ids: np.ndarray, item_ids: np.ndarray) -> pa.Table:
+        """Return canonical columns; rows of one second keep the finer order of the source's own timestamps."""
+        table = pa.table(
+            {
+                "user_id": user_ids,
+                "item_id": item_ids,
+                "timestamp": self.times.seconds,
+                "action": self.actions,
+                "rating": self.ratings,
+            }
+        )
+        return table if self.times.order is None else table.take(pa.array(self.times.order))
+
+
+@dataclass
+class ItemTable:
+    """What is known about items: `fields` has title, genres and what else the mapping names, all text."""
+
+    ids: IdColumn = field(default_factory=IdColumn)
+    fields: pa.Table = field(default_factory=lambda: pa.table({"title": pa.array([], pa.string())}))
+
+
+def read_events(
+    files: Iterable[tuple[TableFile, Mapping[str, str]]], *, unit: str = "auto", action: str = "event"
+) -> Events:
+    """Read the log from files, each with its mapping canonical name -> column name; `action` is written where none is.
+
+    Raises:
+        InputError: a cell that cannot be an id, a timestamp or a rating, with file, line and column.
+    """
+    users, items, times = IdColumn(), IdColumn(), TimeColumn(unit)
+    ratings: list[pa.Array] = []
+    actions: list[pa.Array] = []
+    for file, columns in files:
+        for cells in _batches(file, columns):
+            users.add(cells["user_id"])
+            items.add(cells["item_id"])
+            times.add(cells["timestamp"])
+            size = len(cells["user_id"].values)
+            ratings.append(parse_ratings(cells["rating"]) if "rating" in cells else pa.nulls(size, pa.float32()))
+            actions.append(_parse_actions(cells["action"], action) if "action" in cells else _repeat(action, size))
+    return Events(
+        users, items, times.finish(), pa.chunked_array(ratings, pa.float32()), pa.chunked_array(actions, ACTIONS)
+    )
+
+
+def read_item_table(files: Iterable[tuple[TableFile, Mapping[str, str]]]) -> ItemTable:
+    """Read an item table: `item_id` and text columns, a list of genres joined by '|'."""
+    ids, parts = IdColumn(), []
+    for file, columns in files:
+        for cells in _batches(file, columns):
+            ids.add(cells["item_id"])
+            parts.append(pa.table({name: _as_text(cells[name].values) for name in columns if name != "item_id"}))
+    return ItemTable(ids, pa.concat_tables(parts, promote_options="default") if parts else ItemTable().fields)
+
+
+def parse_ratings(cells: Cells) -> pa.Array:
+    """Return float32, null where the cell is empty or NaN; raises InputError at words. Infinity is for validation."""
+    values = cells.values
+    if pa.types.is_dictionary(values.type) or pa.types.is_large_string(values.type):
+        values = values.cast(pa.string())
+    if pa.types.is_string(values.type):
+        values = pc.utf8_trim_whitespace(values)
+        values = pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
+    try:
+        numbers = values.cast(pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        bad = first_failure(values, lambda part: part.cast(pa.float64())) if pa.types.is_string(values.type) else 0
+        raise cells.error(bad, "is not a rating", expected="a number, or nothing") from None
+    return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers).cast(pa.float32(), safe=False)
+
+
+def _parse_actions(cells: Cells, default: str) -> pa.Array:
+    text = _as_text(cells.values).fill_null("")
+    return pc.if_else(pc.equal(text, ""), default, text).dictionary_encode()
+
+
+def _repeat(action: str, size: int) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(size, np.int32)), pa.array([action]))
+
+
+def _batches(file: TableFile, columns: Mapping[str, str]) -> Iterable[dict[str, Cells]]:
+    row = 0
+    for batch in file.batches(list(dict.fromkeys(columns.values()))):
+        yield {canonical: Cells(batch.column(name), name, row, file) for canonical, name in columns.items()}
+        row += batch.num_rows
+
+
+def _as_text(values: pa.Array) -> pa.Array:
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        values = pc.binary_join(values.cast(pa.list_(pa.string())), "|")
+    return pc.utf8_trim_whitespace(values.cast(pa.string()))

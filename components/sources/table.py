@@ -1,0 +1,154 @@
+"""Your own log: CSV, TSV, JSON lines or Parquet, gzip or not; a file, a folder, a glob or a URL; any column names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from components.errors import InputError, SettingsError
+from components.settings import IngestSettings
+from components.sources.cells import TableFile
+from components.sources.delimited import SEPARATORS, DelimitedFile
+from components.sources.events import Events, ItemTable, read_events, read_item_table
+from components.sources.fetch import LocalFile, local_files
+from components.sources.json_lines import JsonLinesFile
+from components.sources.log import SourceLog
+from components.sources.parquet import ParquetTable
+from components.sources.text import plain_text
+
+REQUIRED = ("user_id", "item_id", "timestamp")
+OPTIONAL = ("action", "rating")
+_DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+_JSON = (".jsonl", ".ndjson", ".json")
+_PARQUET = (".parquet", ".pq")
+_SUFFIXES = (*_DELIMITERS, *_JSON, *_PARQUET)
+
+
+def read_table(settings: IngestSettings, scratch: Path) -> SourceLog:
+    """Read the log at `settings.path`, and the item table at `settings.items` where there is one.
+
+    Raises:
+        InputError: a file that cannot be read, a missing column, a cell that cannot be what its column says.
+        SourceUnreachableError: a URL cannot be reached.
+    """
+    if settings.path is None:
+        raise SettingsError("is missing", where="--path", expected="a file, folder, glob or URL")
+    _check_names(settings.columns, (*REQUIRED, *OPTIONAL))
+    files = _open_files(settings.path, scratch)
+    pairs = [(file, find_columns(file, settings.columns, REQUIRED, OPTIONAL)) for file in files]
+    events = read_events(pairs, unit=settings.timestamp_unit)
+    if not len(events.users):
+        raise InputError("has a header but no events", where=settings.path, todo="Check that the right file was named")
+    items = _read_items(settings, scratch)
+    return SourceLog(events, items, notes=[*_notes(events, pairs), *(note for file in files for note in file.notes)])
+
+
+def _notes(events: Events, pairs: list[tuple[TableFile, dict[str, str]]]) -> list[str]:
+    times = events.times
+    notes = [f"timestamps read as {times.unit} ({times.reason}); --timestamp-unit overrides"]
+    ignored = sorted({n for file, columns in pairs for n in file.column_names() if n not in columns.values()})
+    return notes + ([f"columns not used: {', '.join(ignored)}"] if ignored else [])
+
+
+def _read_items(settings: IngestSettings, scratch: Path) -> ItemTable:
+    if settings.items is None:
+        return ItemTable()
+    files = _open_files(settings.items, scratch)
+    optional = dict.fromkeys(("title", "genres", *settings.item_columns))
+    return read_item_table(
+        [(file, find_columns(file, settings.item_columns, ("item_id",), optional)) for file in files]
+    )
+
+
+def find_columns(
+    file: TableFile, mapping: Mapping[str, str], required: Collection[str], optional: Collection[str]
+) -> dict[str, str]:
+    """Return canonical name -> the name in `file`; a name the mapping leaves out stands for itself.
+
+    Raises:
+        InputError: a required or a mapped column is not there, or is there twice.
+    """
+    names = file.column_names()
+    found = {}
+    for canonical in dict.fromkeys((*required, *optional)):
+        wanted = mapping.get(canonical, canonical)
+        matches = [name for name in names if name.strip() == wanted.strip()]
+        if len(matches) > 1:
+            raise InputError(f"has the column {wanted!r} {len(matches)} times", where=file.shown, expected="one")
+        if matches:
+            found[canonical] = matches[0]
+        elif canonical in required or canonical in mapping:
+            raise _no_such_column(file, names, canonical, wanted)
+    return found
+
+
+def _no_such_column(file: TableFile, names: list[str], canonical: str, wanted: str) -> InputError:
+    other = _other_separator(file, names)
+    if other is not None:
+        return InputError(
+            f"is separated by {other}",
+            where=f"{file.shown}, line 1",
+            observed=repr(names[0][:60]),
+            expected=SEPARATORS[file.delimiter] if isinstance(file, DelimitedFile) else None,
+            todo="Name a file with tabs .tsv, and save any other with commas as .csv",
+        )
+    close = difflib.get_close_matches(wanted.lower(), {name.lower(): name for name in names}, n=1)
+    guess = next((name for name in names if close and name.lower() == close[0]), "YOUR_COLUMN")
+    return InputError(
+        f"has no column {wanted!r} for {canonical}",
+        where=f"{file.shown}, line 1",
+        observed=", ".join(names)[:120],
+        expected=wanted,
+        todo=f"Name it: --columns {canonical}={guess},...",
+    )
+
+
+def _other_separator(file: TableFile, names: list[str]) -> str | None:
+    """Return what separates the columns when the whole header looks like a single one."""
+    if not isinstance(file, DelimitedFile) or len(names) > 1:
+        return None
+    counts = {shown: names[0].count(sign) for sign, shown in SEPARATORS.items() if sign != file.delimiter}
+    best = max(counts, key=counts.__getitem__)
+    return best if counts[best] >= 2 else None
+
+
+def _open_files(path: str, scratch: Path) -> list[TableFile]:
+    files = local_files(path, scratch)
+    if len(files) > 1:
+        files = [file for file in files if _suffix(file) in _SUFFIXES]  # a folder has a README or _SUCCESS beside it
+    if not files:
+        raise InputError("holds no table", where=path, expected=", ".join(_SUFFIXES))
+    return [_open(file, scratch) for file in files]
+
+
+def _open(file: LocalFile, scratch: Path) -> TableFile:
+    suffix = _suffix(file)
+    if suffix in _PARQUET:
+        return ParquetTable(file)
+    if suffix in _JSON:
+        return JsonLinesFile(plain_text(file, scratch))
+    if suffix in _DELIMITERS:
+        return DelimitedFile(plain_text(file, scratch), _DELIMITERS[suffix])
+    raise InputError(
+        "is of no kind that is known by its name",
+        where=file.shown,
+        observed=suffix or "no suffix",
+        expected=f"one of {', '.join(_SUFFIXES)}, with or without .gz",
+        todo="Rename it, or use --source grouplens for a MovieLens archive",
+    )
+
+
+def _suffix(file: LocalFile) -> str:
+    return Path(file.name.lower().removesuffix(".gz")).suffix
+
+
+def _check_names(mapping: Mapping[str, str], allowed: Collection[str]) -> None:
+    for name in mapping:
+        if name not in allowed:
+            raise SettingsError(
+                f"maps the unknown column {name!r}",
+                where="--columns",
+                expected=f"{', '.join(allowed)}",
+                todo="Write canonical=yours: --columns user_id=userId,...",
+            )

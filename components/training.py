@@ -1,0 +1,148 @@
+"""Train one model on one protocol: a plain loop that can be killed at any moment and still ends in the same weights.
+
+    python -m components train --model hstu --protocol time_split
+
+After every epoch the state goes to artifacts/runs/<hash>/ (components/runs.py); the same command resumes there, and a
+resumed run and an undisturbed one agree bit for bit on a CPU (components/fitting.py says why). The epoch with the best
+validation NDCG@10 is handed out; the test part is never read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from components.checkpoint import describe_environment, find_popular, write_checkpoint
+from components.console import log, print_header
+from components.dataset import Sequences, load_sequences
+from components.files import hash_files
+from components.fitting import VALID_METRIC, Trainer, best_epoch
+from components.interruption import TrainingInterrupted, raising_on_signals
+from components.lifeline import end_with_ancestors
+from components.runs import Run, TrainingState, hash_run, prune_runs
+from kernels import choose_backend
+
+if TYPE_CHECKING:
+    from components.settings import TrainSettings
+
+# What besides parameters and data decides the checkpoint: dvc.yaml's deps of `train`, which a test compares.
+CODE = (
+    "components/training.py",
+    "components/fitting.py",
+    "components/selection.py",
+    "components/dataset.py",
+    "components/metrics.py",
+    "components/runs.py",
+    "components/checkpoint.py",
+    "components/model",
+    "kernels",
+)
+_ROOT = Path(__file__).parent.parent
+
+
+def train(settings: TrainSettings, model: str, protocol: str, *, sequences: Path, checkpoint: Path, runs: Path) -> None:
+    """Train, resume or merely copy the run of these settings, this data and this code; write `checkpoint`.
+
+    Ends this process when the one that started it ends. Ctrl-C ends it with status 130, SIGTERM with 143.
+
+    Raises:
+        StateError: there are no sequences, or nothing to train or validate on.
+        SettingsError: the loss is no longer finite.
+        TrainingInterrupted: after Ctrl-C or SIGTERM.
+    """
+    end_with_ancestors()
+    command = f"--model {model} --protocol {protocol}"
+    data, device = load_sequences(sequences), choose_device()
+    hashes = {"data": hash_files([sequences]), "code": hash_files(_ROOT / path for path in CODE)}
+    run = Run(runs, _hash(settings, model, protocol, hashes, device))
+    try:
+        with raising_on_signals(), run.locked():
+            if run.is_finished:
+                log.info("this very run is finished: copying its checkpoint from %s", run.folder)
+            else:
+                _train_run(run, Trainer(settings, model, data, device), protocol, sequences, hashes["code"])
+            run.hand_out(checkpoint)
+    except TrainingInterrupted:
+        log.info("interrupted; %s; resume with: python -m components train %s", _progress_of(run), command)
+        raise
+    prune_runs(runs)
+    log.info("checkpoint written to %s; next: python -m components evaluate %s", checkpoint, command)
+
+
+def choose_device() -> torch.device:
+    """Return the first GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _train_run(run: Run, trainer: Trainer, protocol: str, sequences: Path, code_hash: str) -> None:
+    """Train `trainer` from where `run` stands to its end, and leave the checkpoint in the run's folder."""
+    state = run.load()
+    _print_start(run, trainer, protocol, state)
+    state = trainer.fit(state, run.save)
+    facts = _describe(trainer, protocol, state, code_hash)
+    with run.finishing() as folder:
+        write_checkpoint(folder, state.best_weights, facts, catalogue=sequences / "catalogue.parquet")
+    best = state.epochs[best_epoch(state.epochs) - 1]
+    log.info("best epoch: %d of %d, %s %.4f", best["epoch"], len(state.epochs), VALID_METRIC, best[VALID_METRIC])
+
+
+def _describe(trainer: Trainer, protocol: str, state: TrainingState, code_hash: str) -> dict[str, Any]:
+    """Return checkpoint.json."""
+    data: Sequences = trainer.sequences
+    return {
+        "model": trainer.name,
+        "protocol": protocol,
+        "settings": dict(vars(trainer.settings)),
+        "num_items": data.num_items,
+        "best_epoch": best_epoch(state.epochs),
+        "epochs": state.epochs,
+        "data_hash": data.split["data_hash"],
+        "code_hash": code_hash,
+        "environment": describe_environment(trainer.device),
+        "split": data.split,
+        "popular": find_popular(data),
+    }
+
+
+def _hash(settings: TrainSettings, model: str, protocol: str, hashes: dict[str, str], device: torch.device) -> str:
+    return hash_run(
+        model=model,
+        protocol=protocol,
+        settings=dict(vars(settings)),
+        hashes=hashes,
+        environment=describe_environment(device),
+    )
+
+
+def _progress_of(run: Run) -> str:
+    if run.is_finished:
+        return f"training itself is finished ({run.folder})"
+    epochs = run.saved_epochs()
+    return f"{len(epochs)} epochs are saved in {run.folder}" if epochs else "no epoch was finished yet"
+
+
+def _print_start(run: Run, trainer: Trainer, protocol: str, state: TrainingState | None) -> None:
+    settings, data = trainer.settings, trainer.sequences
+    backend, reason = choose_backend(trainer.device, settings.backend)
+    on_gpu = trainer.device.type == "cuda"
+    weights = sum(weight.numel() for weight in trainer.model.parameters())
+    table = data.num_items * settings.dim
+    print_header(
+        f"training {trainer.name} on {protocol}",
+        {
+            "device": f"{torch.cuda.get_device_name()}: the first GPU" if on_gpu else "cpu: there is no GPU",
+            "backend": f"{backend}: {reason}",
+            "dtype": "float32: half precision is slower on a CPU, and here a GPU must agree with it",
+            "threads": f"{settings.num_threads}: train.{trainer.name}.num_threads",
+            "data": f"{trainer.num_targets:,} targets in {trainer.num_windows:,} windows of up to {settings.max_len};"
+            f" {data.num_items:,} items",
+            "validation": f"{len(trainer.validation.targets):,} targets of {trainer.validation.num_users:,} users",
+            "parameters": f"{weights:,}, {weights - table:,} of them outside the item table",
+            "steps": f"{trainer.num_batches:,} an epoch of {settings.batch_size} windows each",
+            "run": f"{run.folder}",
+        },
+    )
+    if state is not None:
+        log.info("resuming at epoch %d of %d from %s", len(state.epochs) + 1, settings.epochs, run.folder)

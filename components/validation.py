@@ -1,0 +1,177 @@
+"""Judge the log in data/ by the suites of `components/expectations.py`; list bad rows, or stop the pipeline.
+
+    python -m components validate
+
+    artifacts/quarantine.parquet   partition, row, reason: one line per bad row; `sequences` leaves these rows out
+    reports/validation.json        every expectation's outcome, counts by reason, the log's profile
+    reports/data_docs/index.html   the same to read, with examples; opens without a network
+
+All three are computed first and written together, whether the log passes or not; only then does a log that fails raise,
+so nothing after this stage runs. The same data/ and settings give the same bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components import expectations as ex
+from components.console import log
+from components.data_docs import write_page
+from components.errors import StateError, ValidationFailedError
+from components.files import read_json, replacing_file, replacing_folder, write_json
+from components.interactions import INTERACTIONS, list_partitions, read_interactions, read_items, read_manifest
+from components.profile import compare, profile_log
+from components.settings import ValidateSettings
+from components.suite_runner import Judgement, SuiteRunner
+from components.verdict import QUARANTINE, Verdict, complain, complain_about_types, count_reasons
+
+EXAMPLES_PER_REASON = 5  # rows shown in the data docs
+
+
+def validate(
+    settings: ValidateSettings, *, data: Path, quarantine: Path, report: Path, docs: Path, promoted_profile: Path
+) -> None:
+    """Judge the log in `data`, write the three outputs, then raise if the log as a whole does not pass.
+
+    promoted_profile: the profile of the version being served; nothing is compared where there is no such file, or
+        where it describes a log from another source.
+
+    Raises:
+        ValidationFailedError: too many bad rows, or an expectation on the whole log is broken.
+        StateError: `data` holds no log, or a file of it cannot be read.
+    """
+    verdict = judge_log(settings, data, promoted_profile)
+    _write(verdict, quarantine, report, docs)
+    _log_summary(verdict, quarantine, docs)
+    if verdict.complaints:
+        raise ValidationFailedError(
+            "the log does not pass validation, so nothing after it runs",
+            where=f"{data}/",
+            observed="; ".join(verdict.complaints),
+            todo=_advise(verdict, docs, promoted_profile),
+        )
+
+
+def judge_log(settings: ValidateSettings, data: Path, promoted_profile: Path) -> Verdict:
+    """Run the three suites and return what they found; writes nothing.
+
+    Rows are read only when the types are right, and the whole is judged on what is left after the quarantine.
+    """
+    runner = SuiteRunner()
+    schemas = ex.type_frame(_read_schemas(data))
+    types = runner.run("types", schemas, ex.type_suite())
+    if not all(judgement.success for judgement in types):
+        num_rows = sum(pq.read_metadata(file).num_rows for file in list_partitions(data))
+        notes = ["Columns are not as they should be, so rows were not looked at."]
+        return Verdict(num_rows, types, complain_about_types(types, schemas), notes)
+
+    table, items = read_interactions(data), read_items(data)["item_id"].combine_chunks()
+    frame = ex.event_frame(table, items)
+    rows = runner.run("rows", frame, ex.row_suite(settings, has_items=len(items) > 0))
+    quarantine, positions = _quarantine(table, rows)
+    kept = frame.drop(index=positions)
+
+    source = _source(data)
+    promoted, notes = _read_promoted(promoted_profile, source)
+    facts = ex.measure(kept, len(frame)) | (compare(kept, promoted) if promoted else {})
+    whole = runner.run("log", pd.DataFrame([facts]), ex.log_suite(settings, compared=promoted is not None))
+    reasons = count_reasons(rows)
+    return Verdict(
+        num_rows=len(frame),
+        judgements=[*whole, *rows, *types],
+        complaints=complain(whole, reasons),
+        notes=notes if len(items) else [*notes, "The item table has no rows, so item ids were not looked up in it."],
+        facts=facts,
+        profile=profile_log(kept, source),
+        quarantine=quarantine,
+        reasons=reasons,
+        examples={judgement.expectation.name: _examples(table, judgement.rows) for judgement in rows},
+    )
+
+
+def _read_schemas(data: Path) -> dict[str, pa.Schema]:
+    """Return each partition file's schema by its name below data/interactions."""
+    schemas = {}
+    for file in list_partitions(data):
+        try:
+            schemas[f"{file.parent.name}/{file.name}"] = pq.read_schema(file)
+        except pa.ArrowInvalid as error:
+            raise StateError(
+                "is not a Parquet file",
+                where=str(file),
+                observed=str(error).split(". ")[0],
+                todo="Run `python -m components ingest` again, or `dvc checkout data.dvc`",
+            ) from None
+    return schemas
+
+
+def _source(data: Path) -> str:
+    """Return what tells this log from another one, whose profile says nothing about it.
+
+    A table is known by its column mapping, because a nightly file may have a new name each day; an archive by its name.
+    """
+    manifest = read_manifest(data)
+    parts = [manifest["source"]]
+    if manifest["source"] != "table" and manifest.get("path"):
+        parts.append(PurePosixPath(manifest["path"]).name)
+    parts += [f"{name}={theirs}" for name, theirs in sorted((manifest.get("columns") or {}).items())]
+    return " ".join(parts)
+
+
+def _quarantine(table: pa.Table, rows: list[Judgement]) -> tuple[pa.Table, np.ndarray]:
+    """Return the bad rows (schema QUARANTINE, in log order), reasons joined by '; ', and their positions in `table`."""
+    broken = np.zeros(table.num_rows, dtype=np.int64)  # bit i: breaks expectation i
+    for bit, judgement in enumerate(rows):
+        broken[judgement.rows] |= 1 << bit
+    positions = np.flatnonzero(broken)
+    patterns, which = np.unique(broken[positions], return_inverse=True)
+    texts = ["; ".join(j.expectation.name for bit, j in enumerate(rows) if pattern >> bit & 1) for pattern in patterns]
+    bad = table.select(["partition", "row"]).take(pa.array(positions))
+    bad = bad.append_column("reason", pa.array(texts, pa.string()).take(pa.array(which)))
+    return bad.cast(QUARANTINE), positions
+
+
+def _examples(table: pa.Table, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Return the first few of the bad rows, place first."""
+    first = table.select(["partition", "row", *INTERACTIONS.names]).take(pa.array(rows[:EXAMPLES_PER_REASON]))
+    examples: list[dict[str, Any]] = first.to_pylist()
+    return examples
+
+
+def _read_promoted(file: Path, source: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the promoted version's profile, or None and the reason why there is nothing to compare with."""
+    if not file.exists():
+        return None, ["No version has been promoted yet, so there is no earlier log to compare with."]
+    profile: dict[str, Any] = read_json(file)
+    if profile["source"] != source:
+        return None, [f"The promoted version was trained on {profile['source']}, so the logs are not compared."]
+    return profile, []
+
+
+def _write(verdict: Verdict, quarantine: Path, report: Path, docs: Path) -> None:
+    """Write all three outputs, or none if one cannot be written."""
+    with replacing_file(quarantine) as rows, replacing_folder(docs) as folder:
+        pq.write_table(verdict.quarantine, rows, compression="zstd", store_schema=False)
+        write_page(folder, verdict, quarantine)
+        write_json(report, verdict.as_report())
+
+
+def _advise(verdict: Verdict, docs: Path, promoted_profile: Path) -> str:
+    advice = f"Examples are in {docs / 'index.html'}; the bounds are in params.yaml, section validate"
+    if "volume_ratio" in verdict.facts:
+        advice += f"; removing {promoted_profile} ends the comparison with the promoted version"
+    return advice
+
+
+def _log_summary(verdict: Verdict, quarantine: Path, docs: Path) -> None:
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in verdict.reasons.items()) or "none is bad"
+    log.info("%s rows, %s in %s: %s", f"{verdict.num_rows:,}", f"{verdict.quarantine.num_rows:,}", quarantine, reasons)
+    for note in verdict.notes:
+        log.info("%s", note)
+    log.info("data docs: %s", docs / "index.html")

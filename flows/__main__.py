@@ -1,0 +1,53 @@
+"""`python -m flows`: the training flow from a shell; ends in the closing table or in one line that says what failed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+from components.errors import HstuflowError
+from flows.commands import child_environment
+from flows.run_log import use_short_lines
+
+
+def run(
+    source: Annotated[str | None, typer.Option(help="movielens-100k | grouplens | table")] = None,
+    path: Annotated[str | None, typer.Option(help="file, folder, glob or URL")] = None,
+    columns: Annotated[str | None, typer.Option(help="user_id=userId,item_id=movieId,timestamp=ts,...")] = None,
+    timestamp_unit: Annotated[str | None, typer.Option(help="auto | s | ms | us | iso")] = None,
+    items: Annotated[str | None, typer.Option(help="item table: file or URL")] = None,
+    item_columns: Annotated[str | None, typer.Option(help="item_id=id,title=name,genres=tags")] = None,
+    replace: Annotated[bool, typer.Option(help="let a different source replace what data/ holds")] = False,
+) -> None:
+    """Run the training flow: log -> validated, trained, evaluated, packaged and promoted model."""
+    parameters = dict(locals())
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    use_short_lines()
+    from flows.training import training_flow  # imports prefect, 2-4 s: not for --help
+
+    try:
+        training_flow(**parameters)
+    finally:
+        logging.getLogger("prefect").setLevel(logging.WARNING)  # the last word is ours, not the temporary server's
+    sys.exit(subprocess.run([sys.executable, "-m", "components", "summary"], env=child_environment()).returncode)
+
+
+def main() -> None:
+    """Run, and say in one line what failed."""
+    try:
+        typer.run(run)
+    except HstuflowError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What Prefect's UI shows of a run: tables and links made from the files in reports/ and artifacts/.
+
+A stage that was up to date publishes too, so that every flow run shows the numbers it stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+
+from components.files import read_json
+
+REPORTS = Path("reports")
+ARTIFACTS = Path("artifacts")
+
+
+def publish(stage: str) -> None:
+    """Publish what a stage reports, where it reports anything and the file is there."""
+    for file, publisher in _PUBLISHERS.get(stage, {}).items():
+        if file.exists():
+            publisher(file)
+
+
+def publish_table(key: str, rows: list[dict[str, Any]], description: str = "") -> None:
+    """Publish rows as a table artifact."""
+    create_table_artifact(rows, key=key, description=description)
+
+
+def metric_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
+    """Return one row per condition and model, one column per metric, each value with its interval.
+
+    >>> metric_rows({"time_split": {"hstu": {"ndcg@10": {"value": 0.1, "low": 0.09, "high": 0.11}}}})
+    [{'condition': 'time_split', 'model': 'hstu', 'ndcg@10': '0.1000 [0.0900, 0.1100]'}]
+    """
+    return [
+        {"condition": condition, "model": model}
+        | {name: f"{m['value']:.4f} [{m['low']:.4f}, {m['high']:.4f}]" for name, m in values.items()}
+        for condition, models in metrics.items()
+        for model, values in models.items()
+    ]
+
+
+def gate_sentence(gate: dict[str, Any]) -> str:
+    """Return the gate's verdict and the interval behind it as one line of Markdown."""
+    return (
+        f"**{gate['verdict']}**: {gate['model']} minus {gate['baseline']} in {gate['metric']} on the validation part "
+        f"of {gate['protocol']} is {gate['difference']:+.4f} [{gate['low']:+.4f}, {gate['high']:+.4f}] "
+        f"over {gate['num_users']:,} users."
+    )
+
+
+def _publish_metrics(file: Path) -> None:
+    publish_table("metrics", metric_rows(read_json(file)), "Full-catalogue ranking, each metric with its interval.")
+
+
+def _publish_gate(file: Path) -> None:
+    gate = read_json(file)
+    reasons = "".join(f"\n* {reason}" for reason in gate["reasons"])
+    create_markdown_artifact(f"{gate_sentence(gate)}\n{reasons}", key="gate", description="May this model be promoted?")
+
+
+def _publish_validation(file: Path) -> None:
+    publish_table("validation", read_json(file)["expectations"], "What the log was expected to look like.")
+
+
+def _publish_package(file: Path) -> None:
+    rows = [{"what": name, "value": str(value)} for name, value in read_json(file).items() if name != "metrics"]
+    publish_table("package", rows, "The Bento and what it was made from.")
+
+
+def _link(key: str) -> Callable[[Path], None]:
+    def publisher(file: Path) -> None:
+        create_link_artifact(file.resolve().as_uri(), link_text=str(file), key=key)
+
+    return publisher
+
+
+_PUBLISHERS: dict[str, dict[Path, Callable[[Path], None]]] = {
+    "validate": {
+        REPORTS / "validation.json": _publish_validation,
+        REPORTS / "data_docs" / "index.html": _link("data-docs"),
+    },
+    "report": {
+        REPORTS / "metrics.json": _publish_metrics,
+        REPORTS / "gate.json": _publish_gate,
+        REPORTS / "report.html": _link("report"),
+    },
+    "package": {ARTIFACTS / "package.json": _publish_package},
+}

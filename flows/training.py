@@ -1,0 +1,80 @@
+"""The training flow: ingestion -> the DVC stages -> promotion.
+
+python -m flows                                  # what `make run` does, with the closing table
+python -m prefect deployment run hstuflow/nightly
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from components.settings import SourceName
+from flows.commands import run_command
+from flows.ingestion import ingest, version_data
+from flows.run_log import hide_expected_tracebacks
+from flows.stages import HOUR, run_stages
+
+
+@flow(name="hstuflow", persist_result=False)
+def training_flow(
+    source: SourceName | None = None,
+    path: str | None = None,
+    columns: str | None = None,
+    timestamp_unit: Literal["auto", "s", "ms", "us", "iso"] | None = None,
+    items: str | None = None,
+    item_columns: str | None = None,
+    replace: bool = False,
+) -> dict[str, str]:
+    """Bring the log up to date, run every stale stage, promote the model unless the gate refused it.
+
+    Args:
+        source: which reader; nothing given keeps the log that data/ holds, or fetches the one of params.yaml.
+        path: file, folder, glob or URL of the log.
+        columns: canonical name=name in your table, as in `user_id=uid,item_id=sku,timestamp=ts`.
+        timestamp_unit: unit of the log's timestamps; auto decides by magnitude.
+        items: file or URL of an item table.
+        item_columns: as columns, for the item table.
+        replace: let a different source replace what data/ holds.
+
+    Returns:
+        Stage -> `up to date` or `ran in n s`.
+    """
+    hide_expected_tracebacks()
+    ingest(ingest_options(source, path, columns, timestamp_unit, items, item_columns, replace=replace))
+    version_data()
+    outcomes = run_stages()
+    promote()
+    return outcomes
+
+
+def ingest_options(
+    source: str | None,
+    path: str | None,
+    columns: str | None,
+    timestamp_unit: str | None,
+    items: str | None,
+    item_columns: str | None,
+    *,
+    replace: bool,
+) -> list[str]:
+    """Return the command-line options of `python -m components ingest` for the flow's parameters."""
+    values = {
+        "--source": source,
+        "--path": path,
+        "--columns": columns,
+        "--timestamp-unit": timestamp_unit,
+        "--items": items,
+        "--item-columns": item_columns,
+    }
+    options = [part for name, value in values.items() if value is not None for part in (name, value)]
+    return [*options, *(["--replace"] if replace else [])]
+
+
+@task(task_run_name="promote", cache_policy=NO_CACHE, persist_result=False, timeout_seconds=HOUR)
+def promote() -> None:
+    """Make the packaged model the champion unless the gate refused it."""
+    run_command([sys.executable, "-m", "components", "promote"], name="promote", log=get_run_logger().info)

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+from components.errors import SettingsError
+from components.settings import load_settings, use_recipe
+
+PARAMS = Path(__file__).parent.parent / "params.yaml"
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    copy = tmp_path / "params.yaml"
+    copy.write_text(PARAMS.read_text())
+    return copy
+
+
+def test_the_committed_params_are_valid_and_immutable():
+    settings = load_settings(PARAMS)
+    assert settings.train["hstu"].max_len >= 2
+    with pytest.raises(ValueError, match="frozen"):
+        settings.train["hstu"].max_len = 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("  hstu:\n    max_len: 200", "  hstu:\n    maxlen: 200", "train.hstu.max_len"),
+        ("max_bad_fraction: 0.01", "max_bad_fraction: 1.5", "validate.max_bad_fraction"),
+        ("source: movielens-100k", "source: movielens", "ingest.source"),
+        ("models: [hstu]", "models: [transformer]", "models.0"),
+        ("report:", "reports:", "report"),
+    ],
+)
+def test_a_wrong_key_is_named_in_full(params: Path, old: str, new: str, named: str):
+    text = params.read_text()
+    assert old in text
+    params.write_text(text.replace(old, new))
+    with pytest.raises(SettingsError, match=rf"{named} is wrong"):
+        load_settings(params)
+
+
+def test_a_missing_or_broken_file_says_so(tmp_path: Path):
+    with pytest.raises(SettingsError, match="no such file"):
+        load_settings(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [")
+    with pytest.raises(SettingsError, match="is not YAML"):
+        load_settings(tmp_path / "params.yaml")
+
+
+def test_a_recipe_changes_its_keys_and_keeps_the_comments(params: Path, tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("protocols: [time_split, leave_one_out]\ntrain: {hstu: {dim: 64}}\n")
+    before = params.read_text()
+    assert use_recipe(recipe, params) == ["protocols", "train.hstu.dim"]
+    settings = load_settings(params)
+    assert (settings.train["hstu"].dim, settings.train["sasrec"].dim) == (64, 50)
+    comments = [line for line in before.splitlines() if line.startswith("#")]
+    assert [line for line in params.read_text().splitlines() if line.startswith("#")] == comments
+    assert use_recipe(recipe, params) == []
+
+
+def test_a_wrong_recipe_leaves_the_params_as_they_were(params: Path, tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("train: {hstu: {dims: 64}}\n")
+    before = params.read_bytes()
+    with pytest.raises(SettingsError, match=r"train\.hstu\.dims is wrong"):
+        use_recipe(recipe, params)
+    assert params.read_bytes() == before
+
+
+@pytest.mark.parametrize("recipe", sorted((PARAMS.parent / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_fits_the_committed_params(params: Path, recipe: Path):
+    use_recipe(recipe, params)
+    load_settings(params)
