@@ -41,10 +41,10 @@ def ingest(
     options = {
         "source": source,
         "path": path,
-        "columns": _pairs(columns),
+        "columns": _pairs(columns, "--columns"),
         "timestamp_unit": timestamp_unit,
         "items": items,
-        "item_columns": _pairs(item_columns),
+        "item_columns": _pairs(item_columns, "--item-columns"),
     }
     ingestion.ingest(load_settings().ingest, options, data=DATA, replace=replace)
 
@@ -162,13 +162,13 @@ def use(recipe: Annotated[Path, typer.Argument(help="recipes/<name>.yaml")]) -> 
     settings.use_recipe(recipe)
 
 
-def _pairs(text: str | None) -> dict[str, str] | None:
+def _pairs(text: str | None, option: str) -> dict[str, str] | None:
     """Parse 'a=b,c=d'."""
     if text is None:
         return None
     pairs = [part.split("=", 1) for part in text.split(",") if part.strip()]
     if any(len(pair) != 2 or not all(p.strip() for p in pair) for pair in pairs):
-        raise SettingsError("cannot be read", where="--columns", observed=text, expected="user_id=uid,item_id=sku,...")
+        raise SettingsError("cannot be read", where=option, observed=text, expected="user_id=uid,item_id=sku,...")
     return {name.strip(): value.strip() for name, value in pairs}
 
 

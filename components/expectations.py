@@ -35,6 +35,7 @@ class Expectation:
     claim:   what must hold, as the data docs say it
     kind:    class in great_expectations.expectations
     options: its arguments
+    wanted:  the value or bound alone, for the sentence that stops the pipeline (suites types and log)
     """
 
     name: str
@@ -42,6 +43,7 @@ class Expectation:
     kind: str
     column: str
     options: dict[str, Any] = field(default_factory=dict)
+    wanted: str = ""
 
 
 def type_suite() -> list[Expectation]:
@@ -72,8 +74,8 @@ def row_suite(settings: ValidateSettings, *, has_items: bool) -> list[Expectatio
             "rating_out_of_range",
             f"rating, where there is one, lies in [{low:g}, {high:g}]; infinity does not",
             "rating",
-            min_value=low,
-            max_value=high,
+            min_value=float(np.float32(low)),  # ratings are float32: 0.1 read back is 0.10000000149
+            max_value=float(np.float32(high)),
         ),
         _in_set("rating_nan", "rating, where there is one, is a number", "rating_is_number", True),
         _in_set("duplicate", f"no earlier row has the same {', '.join(EVENT)}", "is_first", True),
@@ -162,7 +164,7 @@ def _not_null(column: str) -> Expectation:
 
 
 def _in_set(name: str, claim: str, column: str, only: str | bool) -> Expectation:
-    return Expectation(name, claim, "ExpectColumnValuesToBeInSet", column, {"value_set": [only]})
+    return Expectation(name, claim, "ExpectColumnValuesToBeInSet", column, {"value_set": [only]}, str(only))
 
 
 def _between(name: str, claim: str, column: str, **options: object) -> Expectation:
@@ -170,8 +172,10 @@ def _between(name: str, claim: str, column: str, **options: object) -> Expectati
 
 
 def _at_least(fact: str, what: str, bound: float) -> Expectation:
-    return Expectation(fact, f"{what}: at least {bound:,}", "ExpectColumnMinToBeBetween", fact, {"min_value": bound})
+    wanted = f"at least {bound:,}"
+    return Expectation(fact, f"{what}: {wanted}", "ExpectColumnMinToBeBetween", fact, {"min_value": bound}, wanted)
 
 
 def _at_most(fact: str, what: str, bound: float) -> Expectation:
-    return Expectation(fact, f"{what}: at most {bound:,}", "ExpectColumnMaxToBeBetween", fact, {"max_value": bound})
+    wanted = f"at most {bound:,}"
+    return Expectation(fact, f"{what}: {wanted}", "ExpectColumnMaxToBeBetween", fact, {"max_value": bound}, wanted)

@@ -22,6 +22,7 @@ from components.dataset import Batch, Sequences, find_training_windows, iterate_
 from components.errors import SettingsError, StateError
 from components.model import build_model
 from components.model.losses import make_loss
+from components.optimizer import AdamW
 from components.runs import TrainingState, Weights
 from components.selection import ValidationPart
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from components.settings import TrainSettings
 
 VALID_METRIC = "valid_ndcg@10"
-BETAS = (0.9, 0.98)  # hstu-spec section 5
 _LEARNING, _NEGATIVES = 0, 1  # streams of random numbers within an epoch
 
 
@@ -52,9 +52,8 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.model = build_model(name, settings, sequences.num_items).to(device)
         self.loss = make_loss(settings, sequences.num_items)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay
-        )
+        self.optimizer = AdamW(self.model, weight_decay=settings.weight_decay)
+        self._events_per_second = 0.0
 
     def fit(self, state: TrainingState | None, save: Callable[[TrainingState], None]) -> TrainingState:
         """Train from `state` (None: from the start) to the last epoch or to `patience` epochs without a better one.
@@ -65,11 +64,13 @@ class Trainer:
         if state is None:
             state = TrainingState({}, {}, {}, [])
         else:
-            self._restore(state)
+            self.model.load_state_dict(state.weights)
+            self.optimizer.restore(state.moments)
         with determinism(self.device, self.settings.num_threads):
             while not self._is_done(state.epochs):
                 state = self._next_state(state)
                 save(state)
+                self._log_epoch(state.epochs)
         return state
 
     def _is_done(self, epochs: list[dict[str, Any]]) -> bool:
@@ -83,24 +84,22 @@ class Trainer:
         started, epoch = time.monotonic(), len(state.epochs) + 1
         loss = self._run_epoch(epoch)
         self._check_weights(epoch)
-        trained = time.monotonic()
         ndcg = self.validation.measure_ndcg(self.model)
-        epochs = [
-            *state.epochs,
-            {"epoch": epoch, "loss": loss, VALID_METRIC: ndcg, "seconds": time.monotonic() - started},
-        ]
-        is_best = best_epoch(epochs) == epoch
-        self._log_epoch(epochs, is_best=is_best, rate=self.num_targets / (trained - started))
-        weights = _copy_weights(self.model)
-        moments = self.optimizer.state_dict()["state"]
-        return TrainingState(weights, weights if is_best else state.best_weights, moments, epochs)
+        seconds = time.monotonic() - started
+        epochs = [*state.epochs, {"epoch": epoch, "loss": loss, VALID_METRIC: ndcg, "seconds": seconds}]
+        weights = _copy(self.model.state_dict())
+        best_weights = weights if best_epoch(epochs) == epoch else state.best_weights
+        return TrainingState(weights, best_weights, _copy(self.optimizer.moments), epochs)
 
-    def _log_epoch(self, epochs: list[dict[str, Any]], *, is_best: bool, rate: float) -> None:
-        last = epochs[-1]
-        left = sum(facts["seconds"] for facts in epochs) / len(epochs) * (self.settings.epochs - len(epochs))
-        what = f"epoch {last['epoch']:>3}/{self.settings.epochs}  loss {last['loss']:.4f}"
-        valid = f"{VALID_METRIC} {last[VALID_METRIC]:.4f}{' best' if is_best else '     '}"
-        log.info("%s  %s  %5.1f s  %s events/s  ETA %.0f s", what, valid, last["seconds"], f"{rate:>7,.0f}", left)
+    def _log_epoch(self, epochs: list[dict[str, Any]]) -> None:
+        last, total = epochs[-1], self.settings.epochs
+        left = sum(facts["seconds"] for facts in epochs) / len(epochs) * (total - len(epochs))
+        best = "best" if best_epoch(epochs) == last["epoch"] else "    "
+        what = (
+            f"epoch {last['epoch']:>3}/{total}  loss {last['loss']:.4f}  {VALID_METRIC} {last[VALID_METRIC]:.4f} {best}"
+        )
+        rate = f"{self._events_per_second:>7,.0f} events/s"
+        log.info("%s  %5.1f s  %s  ETA %.0f s", what, last["seconds"], rate, left)
 
     def _run_epoch(self, epoch: int) -> float:
         """Go once over all training windows; return the mean loss of a target."""
@@ -114,30 +113,23 @@ class Trainer:
         self.model.train()
         with Progress(f"epoch {epoch}/{settings.epochs}", self.num_batches) as progress:
             for number, (batch, targets) in enumerate(batches):
-                step = (epoch - 1) * self.num_batches + number
+                step = (epoch - 1) * self.num_batches + number  # from 0, over all epochs
                 loss = self._train_batch(batch, targets, step, negatives)
                 if not math.isfinite(loss):
                     raise self._not_finite("loss", loss, f"epoch {epoch}, batch {number + 1} of {self.num_batches}")
                 total, seen = total + loss * len(targets), seen + len(targets)
-                rate = seen / (time.monotonic() - started)
-                progress.advance(loss=f"{total / seen:.4f}", rate=f"{rate:,.0f} events/s")
+                self._events_per_second = seen / (time.monotonic() - started)
+                progress.advance(loss=f"{total / seen:.4f}", rate=f"{self._events_per_second:,.0f} events/s")
         return total / seen
 
     def _train_batch(self, batch: Batch, targets: Tensor, step: int, negatives: torch.Generator) -> float:
         rate = learning_rate_at(self.settings, step, self.settings.epochs * self.num_batches)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self.optimizer.zero_grad()
         y_LD = self.model(batch.to(self.device))
         loss = self.loss(y_LD, self.model.item_vectors(), targets.to(self.device), negatives)
         torch.autograd.backward(loss)
-        self.optimizer.step()
+        self.optimizer.step(rate, step + 1)
         return float(loss.detach())
-
-    def _restore(self, state: TrainingState) -> None:
-        self.model.load_state_dict(state.weights)
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state.optimizer, "param_groups": groups})
 
     def _check_weights(self, epoch: int) -> None:
         """A finite loss may leave infinite weights behind it; those must never become the saved state."""
@@ -177,16 +169,21 @@ def derive_seed(seed: int, epoch: int, stream: int) -> int:
 
 @contextmanager
 def determinism(device: torch.device, num_threads: int) -> Iterator[None]:
-    """Fix the number of threads, and on a CPU let torch use deterministic algorithms only."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    """Fix the number of threads, and with more than one on a CPU let torch use deterministic algorithms only.
+
+    One thread adds in one order anyway, and the switch imports torch._inductor: 2.2 s.
+    """
+    threads, switch = torch.get_num_threads(), device.type == "cpu" and num_threads > 1
     torch.set_num_threads(num_threads)
-    torch.use_deterministic_algorithms(deterministic or device.type == "cpu")
+    if switch:
+        torch.use_deterministic_algorithms(mode=True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(deterministic)
+        if switch:
+            torch.use_deterministic_algorithms(mode=False)
         torch.set_num_threads(threads)
 
 
-def _copy_weights(model: torch.nn.Module) -> Weights:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+def _copy(tensors: Weights) -> Weights:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}

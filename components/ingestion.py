@@ -9,7 +9,6 @@ The same input gives the same bytes, so that ingesting again changes nothing and
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,10 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import ValidationError
 
 from components.console import log, print_header, print_table
-from components.errors import InputError, SettingsError
+from components.errors import InputError
 from components.files import hash_files, replacing_folder, write_json
 from components.interactions import (
     list_partitions,
@@ -36,8 +34,8 @@ from components.interactions import (
 )
 from components.settings import IngestSettings
 from components.sources import SourceLog, read_source
+from components.sources.choice import choose_source, continues, describe, is_same_log
 from components.sources.events import ItemTable
-from components.sources.fetch import is_url
 from components.sources.ids import IdColumn, Numbered, keys_of_integers, number_ids
 
 _TABLES = ("interactions", "items.parquet", "user_keys.parquet", "item_keys.parquet")
@@ -66,16 +64,16 @@ class Change:
 def ingest(settings: IngestSettings, options: Mapping[str, Any], *, data: Path, replace: bool = False) -> Change:
     """Bring the log of the chosen source into `data` and print what changed; on an error `data` stays as it was.
 
-    `options` override `settings`; None means "not given". With none given, and only the default source in `settings`,
-    a log that `data` already holds is kept.
+    `options` override `settings`; None or empty means "not given". With none given, and only the default source in
+    `settings`, a log that `data` already holds is kept.
 
     Raises:
         InputError: the source cannot be read, or `data` holds another log and `replace` is false.
         SourceUnreachableError: the source cannot be fetched.
     """
     wanted, held = choose_source(settings, options), _held(data)
-    if held is not None and _is_kept(settings, options):
-        log.info("%s/ already holds a log from %s: kept", data, _name(held))
+    if held is not None and _is_kept(settings, options) and not replace:
+        log.info("%s/ already holds a log from %s: kept", data, describe(held))
         counts = Counts(**held["counts"])
         return Change(counts, counts, changed=False)
     _refuse_other(wanted, held, data, replace=replace)
@@ -84,40 +82,12 @@ def ingest(settings: IngestSettings, options: Mapping[str, Any], *, data: Path, 
         tempfile.TemporaryDirectory(prefix=f".{data.name}.", dir=_parent(data)) as staging,
     ):
         source = read_source(wanted, Path(scratch))
-        manifest = _write(Path(staging), source, wanted, known=data if _continues(wanted, held) else None)
+        manifest = _write(Path(staging), source, wanted, known=data if continues(wanted, held) else None)
         change = _compare(data, held, Path(staging), manifest)
         if change.changed:
             _swap(Path(staging), data)
-    _report(change, source, wanted, data)
+    _report(change, manifest, source.terms, data)
     return change
-
-
-def choose_source(settings: IngestSettings, options: Mapping[str, Any]) -> IngestSettings:
-    """Return `settings` with the given options; another source than theirs starts from that source's own defaults."""
-    given = {name: value for name, value in options.items() if value is not None}
-    same = given.get("source", settings.source) == settings.source
-    try:
-        wanted = IngestSettings.model_validate({**(settings.model_dump() if same else {}), **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise SettingsError("is wrong", where=option, observed=first["input"], expected=first["msg"]) from None
-    if wanted.source == "movielens-100k" and wanted.path is not None:
-        raise SettingsError(
-            "movielens-100k takes no path", where="--path", observed=wanted.path, todo="Add --source table or grouplens"
-        )
-    places = {"path": _portable(wanted.path), "items": _portable(wanted.items)}
-    return wanted.model_copy(update=places)
-
-
-def _portable(path: str | None) -> str | None:
-    """Return a local path relative to here where it lies below, so that the manifest means the same elsewhere."""
-    if path is None or is_url(path):
-        return path
-    full = Path(path).expanduser()
-    if full.is_absolute() and full.is_relative_to(Path.cwd()):
-        full = full.relative_to(Path.cwd())
-    return os.path.normpath(full)
 
 
 def _held(data: Path) -> dict[str, Any] | None:
@@ -132,27 +102,7 @@ def _is_kept(settings: IngestSettings, options: Mapping[str, Any]) -> bool:
     params.yaml with the default source means "whatever is there". A source that a person wrote into params.yaml is read
     again, because a nightly run wants its new events.
     """
-    return all(value is None for value in options.values()) and settings.source == "movielens-100k"
-
-
-def _same_log(wanted: IngestSettings, held: Mapping[str, Any]) -> bool:
-    return (
-        wanted.source == held["source"]
-        and _absolute(wanted.path) == _absolute(held["path"])
-        and wanted.columns == held["columns"]
-    )
-
-
-def _continues(wanted: IngestSettings, held: Mapping[str, Any] | None) -> bool:
-    """Tell whether ids must keep their numbers: the same log, or a newer file of a table with the same mapping."""
-    if held is None:
-        return False
-    newer_file = wanted.source == held["source"] == "table" and wanted.columns == held["columns"]
-    return newer_file or _same_log(wanted, held)
-
-
-def _absolute(path: str | None) -> str | None:
-    return path if path is None or is_url(path) else str(Path(path).absolute().resolve())
+    return not any(options.values()) and settings.source == "movielens-100k"
 
 
 def _refuse_other(wanted: IngestSettings, held: Mapping[str, Any] | None, data: Path, *, replace: bool) -> None:
@@ -160,19 +110,14 @@ def _refuse_other(wanted: IngestSettings, held: Mapping[str, Any] | None, data: 
         return
     if held is None:
         raise InputError("holds files but no log", where=f"{data}/", todo="Move them away, or pass --replace")
-    if not _same_log(wanted, held):
+    if not is_same_log(wanted, held):
         raise InputError(
             "already holds another log",
             where=f"{data}/",
-            observed=_name(held),
-            expected=_name(wanted.model_dump()),
+            observed=describe(held),
+            expected=describe(wanted.model_dump()),
             todo="Pass --replace to put the new one in its place",
         )
-
-
-def _name(source: Mapping[str, Any]) -> str:
-    columns = ",".join(f"{name}={value}" for name, value in sorted(source["columns"].items()))
-    return " ".join(part for part in (source["source"], source["path"], columns and f"({columns})") if part)
 
 
 def _parent(data: Path) -> Path:
@@ -186,23 +131,22 @@ def _write(folder: Path, source: SourceLog, wanted: IngestSettings, *, known: Pa
     events, notes = source.events, list(source.notes)
     users = number_ids(events.users, IdColumn(), _known_keys(known, "user", events.users))
     known_items = _known_keys(known, "item", events.items)
-    item_table = (
-        _without_impossible(source.items, notes) if not events.items.is_text and known_items is None else source.items
-    )
-    items = number_ids(events.items, item_table.ids, known_items)
+    catalogue = source.items
+    if not events.items.is_text and known_items is None:
+        catalogue = _without_impossible(catalogue, notes)
+    items = number_ids(events.items, catalogue.ids, known_items)
     write_partitions(folder, events.table(users.ids, items.ids))
-    write_items(folder, _canonical_items(item_table, items, notes))
+    write_items(folder, _canonical_items(catalogue, items, notes))
     for what, numbered in (("user", users), ("item", items)):
         if numbered.keys is not None:
             write_keys(folder, what, numbered.keys)
     counts = Counts(len(users.ids), len(np.unique(users.ids)), len(np.unique(items.ids)), len(list_partitions(folder)))
-    manifest = {
-        **wanted.model_dump(),
-        "timestamp_unit": events.times.unit,
-        "counts": asdict(counts),
-        "notes": notes,
-        "data_hash": hash_files(folder / name for name in _TABLES if (folder / name).exists()),
-    }
+    return _write_manifest(folder, {**wanted.model_dump(), "timestamp_unit": events.times.unit}, counts, notes)
+
+
+def _write_manifest(folder: Path, source: dict[str, Any], counts: Counts, notes: list[str]) -> dict[str, Any]:
+    data_hash = hash_files(folder / name for name in _TABLES if (folder / name).exists())
+    manifest = {**source, "counts": asdict(counts), "notes": notes, "data_hash": data_hash}
     write_json(folder / "manifest.json", manifest)
     return manifest
 
@@ -260,11 +204,11 @@ def _swap(staging: Path, data: Path) -> None:
             entry.rename(folder / entry.name)
 
 
-def _report(change: Change, source: SourceLog, wanted: IngestSettings, data: Path) -> None:
-    if source.terms:
-        log.info("%s", source.terms)
-    facts = {"source": _name(wanted.model_dump())}
-    facts |= {f"note {number}": note for number, note in enumerate(source.notes, 1)}
+def _report(change: Change, manifest: Mapping[str, Any], terms: str | None, data: Path) -> None:
+    if terms:
+        log.info("%s", terms)
+    facts = {"source": describe(manifest)}
+    facts |= {f"note {number}": note for number, note in enumerate(manifest["notes"], 1)}
     print_header(f"{data}/ {'has a new state' if change.changed else 'is unchanged'}", facts)
     before = change.before or Counts(0, 0, 0, 0)
     rows = [

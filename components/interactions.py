@@ -3,7 +3,9 @@
     data/interactions/<YYYY-MM>/part-0.parquet   rows ordered by (timestamp, source row), stable
     data/items.parquet                           item_id, title, genres, ... (may have no rows)
     data/user_keys.parquet, data/item_keys.parquet   id, key: only where the log's own ids were not int64
-    data/manifest.json                           source, column mapping, counts; no wall-clock time in it
+    data/manifest.json                           source, path, columns, items, item_columns, timestamp_unit (what the
+                                                 timestamps were read as), counts (events, users, items, months),
+                                                 notes, data_hash (SHA-256 of all the others); no time of day in it
 
 Month partitions, because DVC stores per file: a nightly append then stores one new file, not the whole log.
 The same input gives the same bytes.
@@ -116,10 +118,15 @@ def read_key_table(data: Path, what: str) -> pa.Table | None:
 
 
 def read_manifest(data: Path = DATA) -> dict[str, Any]:
-    """Return data/manifest.json; raises StateError where there is none."""
+    """Return data/manifest.json; raises StateError where there is none, or it cannot be read."""
     if not (data / "manifest.json").exists():
         raise StateError("is missing", where=str(data / "manifest.json"), todo="Run `python -m components ingest`")
-    manifest: dict[str, Any] = read_json(data / "manifest.json")
+    try:
+        manifest: dict[str, Any] = read_json(data / "manifest.json")
+    except ValueError as error:
+        raise StateError(
+            "is not JSON", where=str(data / "manifest.json"), observed=str(error), todo="Run `dvc checkout data.dvc`"
+        ) from None
     return manifest
 
 

@@ -79,11 +79,11 @@ def measure(ranks: Ranks, cutoffs: Sequence[int]) -> Tensor:
 
 
 def average_by_user(values_TM: Tensor, user_of_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Average the targets of each user: the users (U,), ascending, and their means (U, M)."""
+    """Average the targets of each user: the users (U,), ascending, and their means (U, M); (T,) values give (U,)."""
     users, inverse, counts = torch.unique(user_of_T, return_inverse=True, return_counts=True)
     sums = torch.zeros(len(users), *values_TM.shape[1:], dtype=values_TM.dtype, device=values_TM.device)
     sums.index_add_(0, inverse, values_TM)
-    return users, sums / counts[:, None]
+    return users, sums / counts.view(-1, *[1] * (values_TM.dim() - 1))
 
 
 def bootstrap_interval(values_UM: Tensor, *, samples: int, confidence: float, seed: int) -> tuple[Tensor, Tensor]:

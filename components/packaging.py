@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -79,7 +80,8 @@ def package(settings: PackageSettings, *, artifacts: Path, reports: Path) -> dic
         scratch = Path(name)
         stage_sources(scratch / "sources")
         version = candidate.bento_version(hash_files([scratch / "sources"]))
-        log.info("packaging %s:%s, verdict %s", candidate.name, version, candidate.verdict)
+        level = logging.INFO if candidate.verdict == "accepted" else logging.WARNING
+        log.log(level, "packaging %s:%s, which the gate finds %s", candidate.name, version, candidate.verdict)
         build_bento(scratch, candidate, version, commit)
         write_archive(scratch / "bento", artifacts / "hstuflow.bento", commit.time)
     packaged = {
@@ -175,8 +177,9 @@ def build_bento(scratch: Path, candidate: Candidate, bento_version: str, commit:
     )
     if done.returncode != 0:
         log.error("%s", done.stderr.strip())
-        last_line = (done.stderr.strip() or "no output").splitlines()[-1]
-        raise StateError("the Bento could not be built", where=BENTOFILE.name, observed=last_line)
+        raise StateError(
+            "the Bento could not be built", where=BENTOFILE.name, todo="The lines above are what BentoML says of it"
+        )
 
 
 def write_archive(bento: Path, target: Path, time: int) -> None:

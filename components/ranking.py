@@ -46,7 +46,8 @@ class ModelScorer:
     def __call__(self, targets: Targets) -> Tensor:
         """Return (T, X)."""
         with torch.inference_mode():
-            return encode_histories(self._model, targets, self._max_len) @ self._vectors_XD.T
+            scores_TX: Tensor = encode_histories(self._model, targets, self._max_len) @ self._vectors_XD.T
+        return scores_TX
 
 
 class PopularityScorer:
@@ -60,6 +61,7 @@ class PopularityScorer:
         return self._scores_X.repeat(len(targets), 1)
 
 
+@torch.inference_mode()
 def rank_catalogue(
     scorers: Mapping[str, Scorer], targets: Targets, num_items: int, *, block_bytes: int, what: str
 ) -> dict[str, dict[str, Ranks]]:

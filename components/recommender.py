@@ -3,7 +3,7 @@
     recommender = Recommender.load(Path("artifacts/checkpoints/time_split/hstu"))
     answer = recommender.recommend([(50, 881250949), (172, 881250950)], k=10, request_time=881260000)
 
-Framework-free: torch and numpy; pyarrow only to read the catalogue.
+Framework-free: torch and numpy; safetensors and pyarrow only to read the folder.
 Shapes: X items of the catalogue, D width, L events.
 """
 
@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from components.dataset import make_batch
@@ -76,6 +74,9 @@ def load_model(checkpoint: Path) -> tuple[SequenceModel, dict[str, Any]]:
     Raises:
         StateError: the folder is missing, is no checkpoint, or its weights belong to another model.
     """
+    from safetensors import SafetensorError  # not on the bare GPU machine
+    from safetensors.torch import load_file
+
     facts = _read_facts(checkpoint)
     # The backend is a matter of this machine, not of the one that trained: a Triton checkpoint also serves on a CPU.
     settings = SimpleNamespace(**{**facts["settings"], "backend": "auto"})

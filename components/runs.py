@@ -38,7 +38,7 @@ class TrainingState:
 
     weights: Weights
     best_weights: Weights  # of the epoch with the best validation NDCG@10
-    optimizer: dict[int, dict[str, Tensor]]  # parameter number -> moments and step
+    moments: Weights  # the optimizer's
     epochs: list[dict[str, Any]]  # {epoch, loss, valid_ndcg@10, seconds}
 
 
@@ -89,8 +89,7 @@ class Run:
         tensors = {f"model/{name}": tensor for name, tensor in state.weights.items()}
         if state.best_weights is not state.weights:  # else the last epoch is the best: stored once
             tensors |= {f"best/{name}": tensor for name, tensor in state.best_weights.items()}
-        for number, moments in state.optimizer.items():
-            tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in moments.items()}
+        tensors |= {f"moments/{name}": tensor for name, tensor in state.moments.items()}
         with replacing_file(self._state) as temporary:
             save_file(tensors, temporary, metadata={"epochs": json.dumps(state.epochs)})
 
@@ -100,18 +99,12 @@ class Run:
 
         if not self._state.exists():
             return None
-        state = TrainingState({}, {}, {}, self.saved_epochs())
+        found: dict[str, Weights] = {"model": {}, "best": {}, "moments": {}}
         with safe_open(self._state, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - a file handle, not a mapping
                 kind, name = key.split("/", 1)
-                if kind == "optimizer":
-                    number, name = name.split("/", 1)
-                    state.optimizer.setdefault(int(number), {})[name] = file.get_tensor(key)
-                else:
-                    (state.weights if kind == "model" else state.best_weights)[name] = file.get_tensor(key)
-        if not state.best_weights:
-            state.best_weights = state.weights
-        return state
+                found[kind][name] = file.get_tensor(key)
+        return TrainingState(found["model"], found["best"] or found["model"], found["moments"], self.saved_epochs())
 
     def saved_epochs(self) -> list[dict[str, Any]]:
         """Return what is known of the epochs that are saved, without reading a weight."""

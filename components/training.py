@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 CODE = (
     "components/training.py",
     "components/fitting.py",
+    "components/optimizer.py",
     "components/selection.py",
+    "components/targets.py",
+    "components/ranking.py",
     "components/dataset.py",
     "components/metrics.py",
     "components/runs.py",

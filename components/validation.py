@@ -7,7 +7,8 @@
     reports/data_docs/index.html   the same to read, with examples; opens without a network
 
 All three are computed first and written together, whether the log passes or not; only then does a log that fails raise,
-so nothing after this stage runs. The same data/ and settings give the same bytes.
+so nothing after this stage runs. The same data/, settings and promoted profile give the same bytes.
+1M rows take 8.5 s on one core, 6 s of it Great Expectations' import, and 0.6 GB (11 s with 60 % of them bad).
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def validate(
     """Judge the log in `data`, write the three outputs, then raise if the log as a whole does not pass.
 
     promoted_profile: the profile of the version being served; nothing is compared where there is no such file, or
-        where it describes a log from another source.
+        where it describes a log from another source. No DVC dependency, on purpose: promotion writes it after this
+        stage has run, and `dvc status` would never be clean.
 
     Raises:
         ValidationFailedError: too many bad rows, or an expectation on the whole log is broken.
@@ -148,7 +150,12 @@ def _read_promoted(file: Path, source: str) -> tuple[dict[str, Any] | None, list
     """Return the promoted version's profile, or None and the reason why there is nothing to compare with."""
     if not file.exists():
         return None, ["No version has been promoted yet, so there is no earlier log to compare with."]
-    profile: dict[str, Any] = read_json(file)
+    try:
+        profile: dict[str, Any] = read_json(file)
+    except ValueError as error:
+        raise StateError(
+            "is not a profile", where=str(file), observed=str(error), todo=f"Run `git checkout {file}`, or remove it"
+        ) from None
     if profile["source"] != source:
         return None, [f"The promoted version was trained on {profile['source']}, so the logs are not compared."]
     return profile, []

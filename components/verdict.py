@@ -73,11 +73,12 @@ def complain(whole: list[Judgement], reasons: dict[str, int]) -> list[str]:
     for judgement in whole:
         if judgement.success:
             continue
-        observed = f"{judgement.expectation.name} {judgement.observed:,.6g}"
-        if judgement.expectation.name == "bad_fraction":
+        expectation = judgement.expectation
+        sentence = f"{expectation.name} is {judgement.observed:,.6g} and should be {expectation.wanted}"
+        if expectation.name == "bad_fraction":
             worst = list(reasons.items())[:WORST_REASONS]
-            observed += " (" + ", ".join(f"{reason} {count:,}" for reason, count in worst) + ")"
-        sentences.append(f"{observed} but expected {judgement.expectation.claim}")
+            sentence += f" ({', '.join(f'{reason} {count:,}' for reason, count in worst)})"
+        sentences.append(sentence)
     return sentences
 
 
@@ -85,9 +86,10 @@ def complain_about_types(types: list[Judgement], schemas: pd.DataFrame) -> list[
     """Name the first partition that breaks each expectation, and what it has instead."""
     sentences = []
     for judgement in types:
-        if not judgement.success:
-            first = schemas.loc[judgement.rows[0]]
-            others = f" and {len(judgement.rows) - 1} more" if len(judgement.rows) > 1 else ""
-            found = f"{first['partition']}{others} has {first[judgement.expectation.column]}"
-            sentences.append(f"{found} but expected {judgement.expectation.claim}")
+        if judgement.success:
+            continue
+        expectation, first = judgement.expectation, schemas.loc[judgement.rows[0]]
+        others = f" and {len(judgement.rows) - 1} more" if len(judgement.rows) > 1 else ""
+        found = f"{expectation.name} is {first[expectation.column]} in {first['partition']}{others}"
+        sentences.append(f"{found} and should be {expectation.wanted}")
     return sentences

@@ -13,9 +13,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from kernels.bias import NUM_TIME_BUCKETS, RelativeBias
+from kernels.bias import RelativeBias
 from kernels.hstu_cpu import cpu_attention
 from kernels.reference import reference_attention
+from kernels.time_buckets import NUM_TIME_BUCKETS
 
 Backend = Literal["reference", "cpu"]
 _BACKENDS = {"reference": reference_attention, "cpu": cpu_attention}
@@ -149,7 +150,9 @@ def _check_bias(bias: RelativeBias, q: Tensor, max_len: int) -> None:
             )
     if bias.time_weight is None:
         return
-    for name, times in (("timestamps", bias.timestamps), ("next_timestamps", bias.next_timestamps)):
-        if times is None or times.shape != (len(q),) or times.dtype != torch.int64 or times.device != q.device:
-            observed = "None" if times is None else f"{times.dtype} {tuple(times.shape)} on {times.device}"
-            raise ValueError(f"{name} is {observed}, expected int64 ({len(q)},) on {q.device}")
+    for name, times in zip(("timestamps", "next_timestamps"), bias.times(), strict=True):
+        if times.shape != (len(q),) or times.dtype != torch.int64 or times.device != q.device:
+            raise ValueError(
+                f"{name} is {times.dtype} {tuple(times.shape)} on {times.device},"
+                f" expected int64 ({len(q)},) on {q.device}"
+            )

@@ -8,13 +8,9 @@ Source: hstu-spec section 2 (arXiv 2402.17152). Shapes: L rows of the batch, N m
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from decimal import ROUND_CEILING, Decimal, localcontext
 from typing import Any
 
-import torch
 from torch import Tensor
-
-NUM_TIME_BUCKETS = 129
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,22 +32,12 @@ class RelativeBias:
         """Return the same timestamps with another layer's tables: their buckets are computed once per batch."""
         return replace(self, position_weight=position_weight, time_weight=time_weight)
 
+    def times(self) -> tuple[Tensor, Tensor]:
+        """Return (timestamps, next_timestamps).
 
-def _integer_thresholds() -> tuple[int, ...]:
-    """ceil(exp(0.301 b)) for b = 1..128, in decimal arithmetic so that every platform agrees to the last second.
-
-    A float64 exp is not enough: past b = 122 the thresholds exceed 2^53.
-    """
-    with localcontext() as context:
-        context.prec = 60
-        powers = (Decimal("0.301") * b for b in range(1, NUM_TIME_BUCKETS))
-        return tuple(int(power.exp().to_integral_value(ROUND_CEILING)) for power in powers)
-
-
-TIME_THRESHOLDS = _integer_thresholds()
-
-
-def time_buckets(gaps: Tensor) -> Tensor:
-    """Return the bucket (0..128) of each time gap (int64 seconds, any sign): how many thresholds are <= max(|gap|, 1)."""
-    thresholds = torch.tensor(TIME_THRESHOLDS, dtype=torch.int64, device=gaps.device)
-    return torch.bucketize(gaps.abs(), thresholds, right=True)
+        Raises:
+            ValueError: one of them is missing, and time_weight needs it.
+        """
+        if self.timestamps is None or self.next_timestamps is None:
+            raise ValueError("time_weight was given without timestamps and next_timestamps")
+        return self.timestamps, self.next_timestamps

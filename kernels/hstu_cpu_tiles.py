@@ -5,19 +5,20 @@ Shapes: G sequences of a group, H heads, K = H * G, n rows of the group's longes
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kernels.length_groups import LengthGroup, LengthGroups
+from kernels.length_groups import LengthGroup
 
 # One core, ML-1M lengths (mean 107, at most 200), batch 128, D 50: with 32 rows the backward pass takes 10% longer
 # (more, smaller products), with 200 rows 15% longer (the tiles above the diagonal are computed).
 _ROWS_PER_TILE = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tile:
     """Rows a:b against columns c:d of every sequence and head of a group."""
 
@@ -31,17 +32,21 @@ class Tile:
         return len(self.group.rows), self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
 
     @property
+    def num_pairs(self) -> int:
+        """G * R * C."""
+        return math.prod(self.shape)
+
+    @property
     def num_scores(self) -> int:
         """K * R * C."""
-        num_sequences, num_rows, num_columns = self.shape
-        return self.group.num_heads * num_sequences * num_rows * num_columns
+        return self.group.num_heads * self.num_pairs
 
     def scores(self, workspace: Tensor) -> Tensor:
         """Return the start of a flat workspace as (K, R, C)."""
         return workspace[: self.num_scores].view(-1, *self.shape[1:])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Visibility:
     """Who sees whom (hstu-spec section 1); plain causal when there are no targets, no context and no window."""
 
@@ -54,11 +59,13 @@ class Visibility:
         """Whether j <= i is the whole mask."""
         return self.num_targets is None and not self.num_context and not self.window
 
-    def tiles(self, groups: LengthGroups) -> list[Tile]:
-        """Cut the groups into tiles of at most 64 rows, without the columns that none of their rows can see."""
-        return [
-            Tile(group, rows, self._columns(rows, group.longest)) for group in groups for rows in _even_cuts(group.longest)
-        ]
+    def is_same(self, other: Visibility) -> bool:
+        """Whether the two come from the very same arguments."""
+        return self.num_targets is other.num_targets and (self.num_context, self.window) == (other.num_context, other.window)
+
+    def tiles(self, group: LengthGroup) -> list[Tile]:
+        """Cut a group into tiles of at most 64 rows, without the columns that none of their rows can see."""
+        return [Tile(group, rows, self._columns(rows, group.longest)) for rows in _even_cuts(group.longest)]
 
     def _columns(self, rows: slice, longest: int) -> slice:
         if rows.start < self.num_context:

@@ -22,7 +22,7 @@ from torch import Tensor
 _SCORES_PER_GROUP = 9_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LengthGroup:
     """Sequences of similar, positive length that share one dense block."""
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from kernels.bias import RelativeBias, time_buckets
+from kernels.bias import RelativeBias
+from kernels.time_buckets import time_buckets
 
 
 def reference_attention(
@@ -73,8 +74,7 @@ def relative_bias(bias: RelativeBias, rows: slice, num_targets: int, *, max_len:
         position = torch.arange(num_rows, device=bias.position_weight.device).clamp(max=num_rows - num_targets)
         total = bias.position_weight[max_len - 1 + position[None, :] - position[:, None]]
     if bias.time_weight is not None:
-        assert bias.timestamps is not None
-        assert bias.next_timestamps is not None
-        gaps = bias.next_timestamps[rows, None] - bias.timestamps[None, rows]
+        timestamps, next_timestamps = bias.times()
+        gaps = next_timestamps[rows, None] - timestamps[None, rows]
         total = total.to(bias.time_weight.device) + bias.time_weight[time_buckets(gaps)]
     return total

@@ -1,5 +1,7 @@
 """Batches: what a row sees, what it predicts, and what can never reach it."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -95,7 +97,7 @@ def test_rows_of_a_window_are_consecutive_events_of_one_user(sequences, max_len,
         assert (targets == batch.items + 1).all()  # items are row numbers here
         owners = np.searchsorted(sequences.ends, batch.items.numpy(), side="right")
         bounds = batch.offsets.tolist()
-        assert all(len(set(owners[a:b])) == 1 for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+        assert all(len(set(owners[a:b])) == 1 for a, b in itertools.pairwise(bounds))
 
 
 @given(logs(), st.data())
@@ -122,7 +124,7 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone():
         {"num_items": 120},
     )
     first = bytes_of(epoch_of(sequences))
-    np.random.seed(5)  # noqa: NPY002 - a global state that must not matter
+    np.random.seed(5)  # global state, which must not matter
     torch.manual_seed(5)
     assert bytes_of(epoch_of(sequences)) == first
     assert bytes_of(epoch_of(sequences, epoch=2)) != first

@@ -1,4 +1,4 @@
-"""A Bento holds what serving needs and nothing else, is the same for the same input, and leaves the user's store alone."""
+"""A Bento holds what serving needs and no more, is the same for the same input, and leaves the user's store alone."""
 
 import hashlib
 import json
@@ -106,9 +106,11 @@ def test_the_export_is_what_bentoml_import_reads(root, packaged):
     assert (root / "elsewhere" / "models" / packaged["model_tag"].replace(":", "/") / "weights.safetensors").exists()
 
 
-def test_a_refused_model_is_packaged_as_a_candidate(tmp_path):
+def test_a_refused_model_is_packaged_as_a_candidate_with_a_warning(tmp_path, caplog):
     write_judged(tmp_path, ["a", "b"], verdict="refused")
-    packaged = package(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        packaged = package(tmp_path)
+    assert "which the gate finds refused" in caplog.text
     assert packaged["verdict"] == "refused"
     for tag in (packaged["tag"], packaged["model_tag"]):
         assert tag.startswith("hstuflow-candidate:")
@@ -126,9 +128,10 @@ def test_a_source_file_missing_in_bentofile_yaml_fails_the_build_and_keeps_the_o
     monkeypatch.setattr(packaging, "BENTOFILE", forgetful)
     with (
         caplog.at_level(logging.ERROR),
-        pytest.raises(StateError, match=r"could not be built.*components\.dataset"),
+        pytest.raises(StateError, match="the Bento could not be built"),
     ):
         package(tmp_path)
+    assert "No module named 'components.dataset'" in caplog.text
     assert (tmp_path / "artifacts" / "hstuflow.bento").read_bytes() == b"old"
     assert not (tmp_path / "artifacts" / "package.json").exists()
 
@@ -170,13 +173,20 @@ def test_the_tag_follows_checkpoint_code_verdict_and_metrics_only(tmp_path):
     assert len({first.model_version, *(other.model_version for other in others)}) == 3
 
 
+def test_the_package_stage_depends_on_all_that_goes_into_the_bento(bento):
+    stage = YAML(typ="safe").load(packaging.ROOT / "dvc.yaml")["stages"]["package"]
+    covered = tuple(stage["deps"])
+    forgotten = {file for file in files_below(bento / "src") if not file.startswith(covered)}
+    assert forgotten == {"components/__init__.py"}  # a docstring
+
+
 def test_a_sasrec_checkpoint_is_served_from_the_same_files(tmp_path):
     """bentofile.yaml includes every model that params.yaml can package."""
     sources = tmp_path / "sources"
     packaging.stage_sources(sources)
     checkpoint = write_checkpoint(tmp_path / "checkpoint", ["a", "b"], model="sasrec")
-    code = f"from pathlib import Path; from components.recommender import Recommender as R; R.load(Path({str(checkpoint)!r}))"
-    subprocess.run([sys.executable, "-c", code], cwd=sources, check=True)
+    load = "import pathlib, sys; from components import recommender; recommender.load_model(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", load, str(checkpoint)], cwd=sources, check=True)
 
 
 def test_outside_git_the_commit_is_unknown(tmp_path, monkeypatch):

@@ -172,7 +172,7 @@ def test_loaded_columns_lie_in_the_file_itself(tmp_path):
     ],
 )
 def test_a_log_without_room_for_three_parts_is_refused_with_advice(tmp_path, events):
-    with pytest.raises(StateError, match="time_split would leave .* empty.*Check the timestamp column"):
+    with pytest.raises(StateError, match=r"time_split would leave .* empty.*Check the timestamp column"):
         build(write_log(tmp_path, events), "time_split")
     assert not (tmp_path / "artifacts/sequences").exists()
 

@@ -16,7 +16,7 @@ from torch.nn.functional import dropout, layer_norm, silu
 
 from components.model.embedding import InputEmbedding, l2_normalize
 from kernels import RelativeBias, hstu_attention
-from kernels.bias import NUM_TIME_BUCKETS
+from kernels.time_buckets import NUM_TIME_BUCKETS
 
 if TYPE_CHECKING:
     from components.dataset import Batch

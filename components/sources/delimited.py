@@ -7,6 +7,7 @@ which knows the line of a record that blank lines or line breaks inside quotatio
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -52,6 +53,8 @@ class DelimitedFile:
             self.notes.append(f"{self.shown} is not UTF-8: read as Latin-1")
         if self.quoted and self.text.odd_quotes:
             self._check_closed()
+        if next(itertools.islice(self._records(), 0 if self.header else 1, None), None) is None:
+            return  # Arrow calls a header without a line end an error
         try:
             yield from self._arrow_batches(names)
         except pa.ArrowInvalid as error:

@@ -122,8 +122,8 @@ def _retry(where: str, action: Callable[[], Any], todo: str) -> Any:  # noqa: AN
     for wait in (*WAITS, None):
         try:
             return action()
-        except (FileNotFoundError, PermissionError) as error:
-            raise InputError("no such file, or no right to read it", where=where, observed=str(error)) from None
+        except (FileNotFoundError, PermissionError):
+            raise InputError("no such file, or no right to read it", where=where, todo="Check the URL") from None
         except (OSError, TimeoutError, aiohttp.ClientError) as error:
             status = getattr(error, "status", 500)
             if 400 <= status < 500 and status not in (408, 429):

@@ -18,6 +18,7 @@ from components.errors import InputError, SettingsError
 from components.settings import IngestSettings
 from components.sources.archive import list_members, rewritten, unpack
 from components.sources.cells import TableFile
+from components.sources.columns import find_columns
 from components.sources.delimited import DelimitedFile
 from components.sources.events import ItemTable, read_events, read_item_table
 from components.sources.fetch import LocalFile, is_url, local_files
@@ -131,12 +132,14 @@ def _events_file(members: dict[str, LocalFile], scratch: Path) -> tuple[TableFil
     if "ratings.dat" in members:
         file = rewritten(members["ratings.dat"], scratch, lambda block: block.replace(b"::", SEPARATOR.encode()))
         return DelimitedFile(plain_text(file, scratch), SEPARATOR, EVENT_HEADER, quoted=False), same
-    return DelimitedFile(plain_text(members["ratings.csv"], scratch), ","), _CSV_EVENTS
+    table = DelimitedFile(plain_text(members["ratings.csv"], scratch), ",")
+    return table, find_columns(table, _CSV_EVENTS, EVENT_HEADER, option="--source table --columns")
 
 
 def _item_table(members: dict[str, LocalFile], scratch: Path) -> ItemTable:
     if "movies.csv" in members:
-        return read_item_table([(DelimitedFile(plain_text(members["movies.csv"], scratch), ","), _CSV_ITEMS)])
+        table = DelimitedFile(plain_text(members["movies.csv"], scratch), ",")
+        return read_item_table([(table, find_columns(table, _CSV_ITEMS, ITEM_HEADER, option="--item-columns"))])
     if "movies.dat" in members:
         return read_rewritten_items(members["movies.dat"], scratch, _split_at_outer_colons)
     if "u.item" in members:

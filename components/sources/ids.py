@@ -38,14 +38,9 @@ class IdColumn:
         if exact is not None and not self.is_text:
             self._chunks.append(exact)
             return
-        self.make_text()
-        self._chunks.append(ids.cast(pa.string()).dictionary_encode())
-
-    def make_text(self) -> None:
-        """Turn int64 chunks into text; nothing is lost, they came from exactly that text."""
         if not self.is_text:
-            self.is_text = True
-            self._chunks = [chunk.cast(pa.string()).dictionary_encode() for chunk in self._chunks]
+            self.is_text, self._chunks = True, [_to_text(chunk) for chunk in self._chunks]
+        self._chunks.append(_to_text(ids))
 
     def integers(self) -> pa.ChunkedArray:
         """Return all ids as int64; only while the column is not text."""
@@ -53,8 +48,8 @@ class IdColumn:
 
     def texts(self) -> pa.ChunkedArray:
         """Return all ids as dictionary-encoded text, whatever they are."""
-        self.make_text()
-        return pa.chunked_array(self._chunks, pa.dictionary(pa.int32(), pa.string()))
+        chunks = self._chunks if self.is_text else map(_to_text, self._chunks)
+        return pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string()))
 
     def only(self, mask: pa.Array) -> IdColumn:
         """Return a column of the ids where `mask` (n,) is true; int64 again where all of those are."""
@@ -114,6 +109,11 @@ def exact_int64(ids: pa.Array) -> pa.Array | None:
     except pa.ArrowInvalid:
         return None
     return integers if integers.cast(pa.string()).equals(ids) else None
+
+
+def _to_text(ids: pa.Array) -> pa.Array:
+    """Return ids as dictionary-encoded text; int64 loses nothing, it came from exactly that text."""
+    return ids.cast(pa.string()).dictionary_encode()
 
 
 def _append(known: pa.Table, appearing: pa.Array) -> pa.Table:

@@ -72,12 +72,14 @@ def _check(shown: str, path: Path, blocks: Iterator[bytes]) -> PlainText:
         size += len(block)
     if size == 0:
         raise InputError("is empty", where=shown, expected="a header line and events")
+    if encoding == "utf8" and not _decodes(decoder, b"", final=True):
+        encoding = "latin-1"
     return PlainText(path, shown, encoding, quotes % 2 == 1)
 
 
-def _decodes(decoder: codecs.IncrementalDecoder, block: bytes) -> bool:
+def _decodes(decoder: codecs.IncrementalDecoder, block: bytes, *, final: bool = False) -> bool:
     try:
-        decoder.decode(block)
+        decoder.decode(block, final)
     except UnicodeDecodeError:
         return False
     return True

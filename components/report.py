@@ -1,0 +1,113 @@
+"""Merge all evaluations into what people and later steps read: metrics.json, gate.json, plots, one self-contained page.
+
+    python -m components report      writes reports/
+    python -m components summary     prints the closing table of a run
+
+reports/gate.json is the gate of the packaged model on the headline protocol; a verdict is data, never a failed stage.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.console import log, print_table
+from components.files import read_json, replacing_file, replacing_folder, write_json
+from components.page import Page, draw_plots, metric_name, render_page
+from components.plots import standalone
+from components.results import BASELINES, Result, merge_metrics, read_results, read_written
+from components.settings import Settings
+
+NUM_TITLES = 3
+WARNINGS = {
+    "refused": "warning: the model loses to the popularity baseline; it is built as a candidate and not promoted.",
+    "inconclusive": "warning: the model cannot be told from the popularity baseline; it is packaged with this label.",
+}
+
+
+def write_report(settings: Settings, *, artifacts: Path, reports: Path) -> None:
+    """Write metrics.json, gate.json, plots/ and report.html to `reports`.
+
+    Raises:
+        SettingsError: the headline protocol or the packaged model is not among those evaluated.
+        StateError: an evaluation is missing, or evaluations do not belong together.
+    """
+    results = read_results(settings, artifacts)
+    lead = _find_lead(settings, results)
+    metrics = merge_metrics(results)
+    page = Page(lead, results, metrics, read_written(reports / "validation.json"))
+    plots = draw_plots(page)
+    write_json(reports / "metrics.json", metrics)
+    write_json(reports / "gate.json", lead.gate)
+    with replacing_folder(reports / "plots") as folder:
+        for name, svg in plots.items():
+            (folder / f"{name}.svg").write_text(standalone(svg), encoding="utf-8")
+    with replacing_file(reports / "report.html") as temporary:
+        temporary.write_text(render_page(page, plots), encoding="utf-8")
+    log.info("gate: %s; %s", lead.gate["verdict"], "; ".join(lead.gate["reasons"]))
+    log.info("report written to %s", reports / "report.html")
+
+
+def print_summary(settings: Settings, *, artifacts: Path, reports: Path) -> None:
+    """Print the headline table, the verdict, three recommendations, the paths and the next command to stdout.
+
+    Raises:
+        SettingsError, StateError: as `write_report`.
+    """
+    lead = _find_lead(settings, read_results(settings, artifacts))
+    _print_metrics(lead, read_written(reports / "metrics.json")[lead.protocol])
+    _print_verdict(lead.gate)
+    _print_recommendations(lead)
+    _print_paths(artifacts, reports, lead.gate["verdict"])
+
+
+def _find_lead(settings: Settings, results: Mapping[tuple[str, str], Result]) -> Result:
+    return results[settings.report.headline_protocol, settings.package.model]
+
+
+def _print_metrics(lead: Result, models: Mapping[str, Any]) -> None:
+    """One row per metric; every trained model, the packaged one first, then the baselines; intervals for all."""
+    names = list(dict.fromkeys([lead.model, *(name for name in models if name not in BASELINES), *BASELINES]))
+    rows = [[metric_name(metric), *(_show(models[name][metric]) for name in names)] for metric in models[lead.model]]
+    test = lead.facts["test"]
+    title = f"{lead.protocol}, test part: {test['targets']:,} events of {test['users']:,} users"
+    print_table(title, ["", *names], rows)
+
+
+def _print_verdict(gate: Mapping[str, Any]) -> None:
+    _print(f"\n{gate['verdict']}: {'; '.join(gate['reasons'])}")
+    if gate["verdict"] in WARNINGS:
+        _print(WARNINGS[gate["verdict"]])
+
+
+def _print_recommendations(lead: Result) -> None:
+    """Show one user's end of history and the first three recommendations."""
+    for example in lead.examples[:1]:
+        _print(f"\nfor user {example['user']}, who had {', '.join(example['history'][-NUM_TITLES:])}:")
+        for place, item in enumerate(example["recommended"][:NUM_TITLES], start=1):
+            _print(f"  {place}. {item['title']}" + ("" if item["score"] is None else f"  ({item['score']:.2f})"))
+
+
+def _print_paths(artifacts: Path, reports: Path, verdict: str) -> None:
+    """List what was written, and what to do next; a Bento is listed only where there is one."""
+    package = artifacts / "package.json"
+    paths = {"report": str(reports / "report.html"), "data docs": str(reports / "data_docs" / "index.html")}
+    if package.exists():
+        paths["Bento"] = f"{artifacts / 'hstuflow.bento'}  {read_json(package)['tag']}"
+    _print("")
+    for name, path in paths.items():
+        _print(f"{name:<10} {path}")
+    refused = "  (the champion so far, where there is one)" if verdict == "refused" else ""
+    _print(f"{'next':<10} make serve{refused}")
+
+
+def _print(line: str) -> None:
+    """Write one line to stdout; what a title may hold besides text, such as terminal escapes, is replaced."""
+    clean = "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in line)
+    sys.stdout.write(clean + "\n")
+
+
+def _show(cell: Mapping[str, float]) -> str:
+    return f"{cell['value']:.4f} [{cell['low']:.4f}, {cell['high']:.4f}]"

@@ -1,0 +1,96 @@
+"""What evaluation left behind, read back: the files of every cell of the models x protocols matrix, checked and merged.
+
+Files: docs/architecture.md, `artifacts/evaluation/<protocol>/<model>/` and `artifacts/checkpoints/<protocol>/<model>/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.errors import SettingsError, StateError
+from components.files import read_json
+from components.settings import Settings
+
+BASELINES = ("popularity", "popularity_recent")
+
+Metrics = dict[str, dict[str, dict[str, dict[str, float]]]]  # condition -> model -> metric -> value, low, high
+
+
+@dataclass(frozen=True)
+class Result:
+    """One cell: what training and evaluation wrote about one model on one protocol."""
+
+    model: str
+    protocol: str
+    metrics: Metrics
+    gate: dict[str, Any]
+    facts: dict[str, Any]
+    examples: list[dict[str, Any]]
+    checkpoint: dict[str, Any]
+
+
+def read_results(settings: Settings, artifacts: Path) -> dict[tuple[str, str], Result]:
+    """Read the cells that params.yaml names, keyed (protocol, model); what an older run left beside them is ignored.
+
+    Raises:
+        SettingsError: the headline or the packaged model is none of the cells.
+        StateError: a cell has not been trained or evaluated.
+    """
+    _check_choice("report.headline_protocol", settings.report.headline_protocol, "protocols", settings.protocols)
+    _check_choice("package.model", settings.package.model, "models", settings.models)
+    return {
+        (protocol, model): _read_result(protocol, model, artifacts)
+        for protocol in settings.protocols
+        for model in settings.models
+    }
+
+
+def merge_metrics(results: Mapping[tuple[str, str], Result]) -> Metrics:
+    """Put all cells into one table; models share the baselines, so their cells must agree on them.
+
+    Raises:
+        StateError: two cells have different numbers for the same baseline.
+    """
+    merged: Metrics = {}
+    for result in results.values():
+        for condition, models in result.metrics.items():
+            for model, values in models.items():
+                if merged.setdefault(condition, {}).setdefault(model, values) != values:
+                    raise StateError(
+                        f"{model} on {condition} differs between the models' evaluations",
+                        where=f"artifacts/evaluation/{result.protocol}/{result.model}",
+                        expected="all models judged on the same targets",
+                        todo="Run `dvc repro`",
+                    )
+    return merged
+
+
+def read_written(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    """Read a JSON file that an earlier step writes; raises StateError where it did not."""
+    if not path.exists():
+        raise StateError("is missing", where=str(path), todo="Run `dvc repro`")
+    return read_json(path)
+
+
+def _read_result(protocol: str, model: str, artifacts: Path) -> Result:
+    folder = artifacts / "evaluation" / protocol / model
+    return Result(
+        model=model,
+        protocol=protocol,
+        **{name: read_written(folder / f"{name}.json") for name in ("metrics", "gate", "facts", "examples")},
+        checkpoint=read_written(artifacts / "checkpoints" / protocol / model / "checkpoint.json"),
+    )
+
+
+def _check_choice(key: str, chosen: str, list_key: str, choices: tuple[str, ...]) -> None:
+    if chosen not in choices:
+        raise SettingsError(
+            f"{key} is not among {list_key}",
+            where="params.yaml",
+            observed=chosen,
+            expected=" or ".join(choices),
+            todo=f"Add it to {list_key}, or choose another",
+        )

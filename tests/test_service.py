@@ -1,0 +1,272 @@
+"""A packaged, promoted model behind a real `bentoml serve`, asked over HTTP: good requests, all kinds of bad ones."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from made_checkpoints import write_judged
+
+from components import packaging, registry
+from components.recommender import Recommender
+from components.settings import PackageSettings
+
+KEYS = [f"item-{number}" for number in range(40)]
+HISTORY = [{"item_id": f"item-{number}", "timestamp": 1_000 + number} for number in (7, 3, 11)]
+EVENTS = [(event["item_id"], event["timestamp"]) for event in HISTORY]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A workspace whose model was packaged and promoted into the store root/bentoml."""
+    root = tmp_path_factory.mktemp("service")
+    write_judged(root, KEYS, verdict="inconclusive")
+    folders = {"artifacts": root / "artifacts", "reports": root / "reports"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENTOML_HOME", str(root / "bentoml"))
+        packaging.package(PackageSettings(model="hstu", name="hstuflow"), **folders)
+        registry.promote(**folders, registry=root / "registry")
+    return root
+
+
+@pytest.fixture(scope="module")
+def client(root, tmp_path_factory):
+    """An HTTP client of `bentoml serve hstuflow:latest`, started in an unrelated folder."""
+    port = free_port()
+    environment = os.environ | {"BENTOML_HOME": str(root / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
+    command = [sys.executable, "-m", "bentoml", "serve", "hstuflow:latest", "--host", "127.0.0.1", "--port", str(port)]
+    with (root / "server.log").open("w") as log:
+        folder = tmp_path_factory.mktemp("unrelated")
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                wait_until_ready(client, server, root / "server.log")
+                yield client
+        finally:
+            stop(server)
+
+
+def stop(server):
+    """End the server and its workers, which are no members of its process group."""
+    if server.poll() is None:
+        workers = psutil.Process(server.pid).children(recursive=True)
+        server.terminate()
+        server.wait()
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_until_ready(client, server, log):
+    while True:
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            assert server.poll() is None, log.read_text()
+        time.sleep(0.2)
+
+
+def ask(client, **request):
+    response = client.post("/recommend", json=request)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+@pytest.fixture(scope="module")
+def offline(root):
+    return Recommender.load(root / "artifacts" / "checkpoints" / "time_split" / "hstu")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"k": 5},
+        {"k": 10, "request_time": 90_000},
+        {"k": 1_000},  # more than the catalogue holds
+        {"k": 40, "exclude_seen": False, "request_time": 1_011},
+        {"k": 4, "exclude": ["item-1", "item-2", "elsewhere"], "request_time": 2_000},
+    ],
+)
+def test_served_top_k_equals_offline_top_k(client, offline, options):
+    served = ask(client, history=HISTORY, **{"request_time": 5_000, **options})
+    expected = offline.recommend(EVENTS, **{"request_time": 5_000, **options})
+    assert [item["item_id"] for item in served["items"]] == [item.item_id for item in expected.items]
+    assert [item["title"] for item in served["items"]] == [item.title for item in expected.items]
+    scores = [item["score"] for item in served["items"]]
+    np.testing.assert_allclose(scores, [item.score for item in expected.items], atol=1e-6)
+    assert served["unknown_items"] == list(expected.unknown_items)
+    assert served["source"] == "model"
+
+
+def test_without_request_time_the_request_is_now(client, offline):
+    served = ask(client, history=HISTORY, k=3)
+    expected = offline.recommend(EVENTS, 3, int(time.time()))  # a bucket of time is decades wide by now
+    np.testing.assert_allclose(
+        [item["score"] for item in served["items"]], [item.score for item in expected.items], atol=1e-6
+    )
+
+
+def test_a_client_whose_clock_runs_ahead_is_served(client):
+    ahead = int(time.time()) + 3_600
+    assert ask(client, history=[{"item_id": "item-1", "timestamp": ahead}])["source"] == "model"
+
+
+def test_an_answer_names_code_model_verdict_and_data(client, root):
+    packaged = json.loads((root / "artifacts" / "package.json").read_text())
+    assert ask(client, history=HISTORY)["model"] == {
+        "bento": packaged["tag"],
+        "tag": packaged["model_tag"],
+        "name": "hstu",
+        "protocol": "time_split",
+        "verdict": "inconclusive",
+        "data_hash": packaged["data_hash"],
+        "git_commit": packaged["git_commit"],
+    }
+
+
+@pytest.mark.parametrize("history", [[], [{"item_id": "elsewhere", "timestamp": 5}, {"item_id": 7, "timestamp": 6}]])
+def test_a_history_without_known_items_gets_popular_items_marked_as_such(client, history):
+    answer = ask(client, history=history, k=3)
+    assert answer["source"] == "popular"
+    assert answer["items"] == [
+        {"item_id": "item-2", "score": None, "title": "The item-2"},
+        {"item_id": "item-0", "score": None, "title": "The item-0"},
+        {"item_id": "item-1", "score": None, "title": "The item-1"},
+    ]
+    assert answer["unknown_items"] == [event["item_id"] for event in history]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"histroy": []}, "histroy: Extra inputs are not permitted, observed []"),
+        ({"history": None}, "history: Input should be a valid array, observed None"),
+        ({"history": [{"item_id": "a"}]}, "history.0.timestamp: Field required"),
+        (
+            {"history": [{"item_id": "a", "timestamp": 1, "rating": 5}]},
+            "history.0.rating: Extra inputs are not permitted, observed 5",
+        ),
+        (
+            {"history": [{"item_id": True, "timestamp": 1}]},
+            "history.0.item_id: Input should be an integer or a string, observed True",
+        ),
+        (
+            {"history": [{"item_id": "a", "timestamp": 1.5}]},
+            "history.0.timestamp: Input should be a valid integer, observed 1.5",
+        ),
+        (
+            {"history": [{"item_id": "a", "timestamp": "1"}]},
+            "history.0.timestamp: Input should be a valid integer, observed '1'",
+        ),
+        (
+            {"history": [{"item_id": "a", "timestamp": True}]},
+            "history.0.timestamp: Input should be a valid integer, observed True",
+        ),
+        (
+            {"history": [{"item_id": "a", "timestamp": -1}]},
+            "history.0.timestamp: Input should be greater than or equal to 0, observed -1",
+        ),
+        (
+            {"history": [{"item_id": "a", "timestamp": 1_700_000_000_000}]},
+            "history.0.timestamp: Input should be less than or equal to 253402300799, observed 1700000000000",
+        ),
+        ({"k": 0}, "k: Input should be greater than or equal to 1, observed 0"),
+        ({"k": 1_001}, "k: Input should be less than or equal to 1000, observed 1001"),
+        ({"k": "5"}, "k: Input should be a valid integer, observed '5'"),
+        ({"k": None}, "k: Input should be a valid integer, observed None"),
+        ({"exclude_seen": 1}, "exclude_seen: Input should be a valid boolean, observed 1"),
+        ({"exclude": [1.5]}, "exclude.0: Input should be an integer or a string, observed 1.5"),
+        ({"request_time": 1.5}, "request_time: Input should be a valid integer, observed 1.5"),
+        (
+            {"request_time": 1_010},
+            "request_time lies before the last event of the history: observed 1010, expected 1011 or later."
+            " Leave later events out, or ask for a later time",
+        ),
+    ],
+)
+def test_a_request_that_the_schema_refuses_gets_400_and_one_sentence(client, change, sentence):
+    response = client.post("/recommend", json={"history": HISTORY} | change)
+    assert (response.status_code, response.json()) == (400, {"error": sentence})
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"{}", "history: Field required"),
+        (b"", "the body: Invalid JSON"),
+        (b"{", "the body: Invalid JSON"),
+        (b"[]", "the body: Input should be an object"),
+        (b"\xff\xfe", "the body: Invalid JSON"),
+        (b'{"history": [], "k": NaN}', "k: Input should be a valid integer"),
+        (b'{"history": [{"item_id": "a", "timestamp": NaN}]}', "history.0.timestamp: Input should be"),
+        (b"[" * 10_000, "the body: Invalid JSON"),
+    ],
+)
+def test_a_body_that_is_not_the_right_json_gets_400_and_one_sentence(client, body, sentence):
+    response = client.post("/recommend", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"].startswith(sentence)
+    assert list(response.json()) == ["error"]
+
+
+@pytest.mark.parametrize(("key", "entry"), [("history", {"item_id": 1, "timestamp": 1}), ("exclude", 1)])
+def test_too_many_events_or_exclusions_get_400(client, key, entry):
+    response = client.post("/recommend", json={"history": []} | {key: [entry] * 10_001})
+    assert response.status_code == 400
+    assert response.json()["error"].startswith(f"{key}: List should have at most 10000 items")
+    assert len(response.text) < 300
+
+
+def test_the_largest_allowed_request_is_served(client):
+    history = [{"item_id": f"item-{i % 40}", "timestamp": 1_700_000_000 + i} for i in range(10_000)]
+    answer = ask(client, history=history, exclude=["x" * 20] * 10_000, k=1_000, exclude_seen=False)
+    assert len(answer["items"]) == 40
+
+
+def test_a_body_over_two_megabytes_gets_413(client):
+    declared = client.post("/recommend", json={"history": [], "exclude": ["x" * 2_200_000]})
+    chunked = client.post(
+        "/recommend",
+        content=(b" " * 100_000 for _ in range(30)),
+        headers={"Content-Type": "application/json"},
+    )
+    for response in (declared, chunked):
+        assert response.status_code == 413
+        assert response.json() == {"error": "the body is too long: expected at most 2,097,152 bytes"}
+
+
+@pytest.mark.parametrize("media_type", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data"])
+def test_a_body_that_is_not_declared_as_json_gets_415(client, media_type):
+    body = json.dumps({"history": HISTORY}).encode()
+    response = client.post("/recommend", content=body, headers={"Content-Type": media_type})
+    expected = f"Content-Type is wrong: observed {media_type}, expected application/json"
+    assert (response.status_code, response.json()) == (415, {"error": expected})
+
+
+def test_json_may_be_declared_with_its_charset(client):
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    response = client.post("/recommend", content=json.dumps({"history": HISTORY}), headers=headers)
+    assert response.status_code == 200
+
+
+def test_liveness_readiness_and_the_schema_are_served(client):
+    assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
+    document = client.get("/docs.json").json()
+    schema = document["paths"]["/recommend"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(schema["properties"]) == {"history", "k", "request_time", "exclude_seen", "exclude"}
