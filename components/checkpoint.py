@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from components.dataset import Sequences, rows_of_ranges
+from components.dataset import Sequences
 from components.files import replacing_file, write_json
+from components.model.popularity import fit_popularity
 from components.runs import Weights
 
 POPULAR_DAYS = 30
 POPULAR_ITEMS = 200
-_SECONDS_A_DAY = 86_400
 
 
 def write_checkpoint(folder: Path, weights: Weights, facts: dict[str, Any], *, catalogue: Path) -> None:
@@ -37,11 +37,8 @@ def write_checkpoint(folder: Path, weights: Weights, facts: dict[str, Any], *, c
 
 
 def find_popular(sequences: Sequences, *, days: int = POPULAR_DAYS, limit: int = POPULAR_ITEMS) -> list[int]:
-    """Return the catalogue rows seen most in the last `days` of train, best first, ties by row: for empty histories."""
-    rows = rows_of_ranges(sequences.starts, sequences.valid_starts - sequences.starts)
-    times = sequences.timestamps[rows]
-    recent = rows[times > times.max() - days * _SECONDS_A_DAY]
-    counts = np.bincount(sequences.items[recent], minlength=sequences.num_items)
+    """Return the catalogue rows seen most in the last `days` of train, best first, ties by row; never one unseen."""
+    counts = fit_popularity(sequences, "valid", days=days)
     best: list[int] = np.argsort(-counts, kind="stable")[: min(limit, np.count_nonzero(counts))].tolist()
     return best
 

@@ -33,6 +33,7 @@ class Gate:
     difference: float
     low: float
     high: float
+    confidence: float
     p_value: float  # sign-flip test, two-sided: a second opinion that decides nothing
     protocol: str
     part: str
@@ -64,6 +65,7 @@ def judge(
         difference=difference,
         low=low,
         high=high,
+        confidence=confidence,
         p_value=round(sign_flip_test(difference_U, samples=samples, seed=seed), 6),
         protocol=protocol,
         part="valid",

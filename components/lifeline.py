@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.console import log
+from components.errors import SettingsError
 
 if TYPE_CHECKING:
     import psutil
@@ -38,7 +39,11 @@ def end_with_ancestors() -> None:
 
 
 def find_ancestors() -> list[psutil.Process]:
-    """Return the processes this one must not outlive, nearest first. An already missing flow is not among them."""
+    """Return the processes this one must not outlive, nearest first.
+
+    Raises:
+        SettingsError: HSTUFLOW_PARENT_PID is not the id of a living process.
+    """
     import psutil  # not on the bare GPU machine
 
     watched = []
@@ -46,9 +51,9 @@ def find_ancestors() -> list[psutil.Process]:
     while process is not None:
         watched.append(process)
         process = process.parent() if is_shell_command(_command_line(process)) else None
-    flow = os.environ.get(PARENT_VARIABLE, "")
-    if flow.isdigit() and psutil.pid_exists(int(flow)):
-        watched.append(psutil.Process(int(flow)))
+    flow = os.environ.get(PARENT_VARIABLE)
+    if flow:
+        watched.append(_find_flow(flow))
     return watched
 
 
@@ -82,6 +87,17 @@ def _watch(watched: list[psutil.Process]) -> None:
             finally:
                 os._exit(EXIT_STATUS)  # not sys.exit: that would end this thread only
         time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _find_flow(pid: str) -> psutil.Process:
+    import psutil
+
+    try:
+        return psutil.Process(int(pid))
+    except (ValueError, psutil.NoSuchProcess):  # it ended while this process was starting, or it never was
+        raise SettingsError(
+            "names no living process", where=PARENT_VARIABLE, observed=pid, todo="Start the flow again, or unset it"
+        ) from None
 
 
 def _command_line(process: psutil.Process) -> list[str]:

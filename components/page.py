@@ -1,6 +1,6 @@
 """From results to the report's page: what it says and in which order; components/report.html.j2 says how it looks.
 
-One file, no network, no script: it opens from disk, in a mail, on a phone. jinja2 escapes every title that a log brought.
+One file, no network, no script: it opens from disk, in a mail, on a phone. jinja2 escapes the titles of the log.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from components.plots import Series, draw_curves, draw_intervals
-from components.results import BASELINES, Metrics, Result
+from components.results import BASELINES, Metrics, Result, sort_metrics
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 CONDITIONS = {  # suffix -> (short name, what it means)
     "": ("every event", "every held-out event with a history; history filtered"),
-    ".first": ("first event", "only each user's first event of the test part: nothing of the window is in the history"),
+    ".first": ("first event", "only each user's first event of the test part that has a history"),
     ".last": ("last event", "only each user's last event of the test part"),
     ".unfiltered": ("unfiltered", "what the user already had stays in the ranking"),
     ".valid": ("validation", "the part before the test: chose the epoch, the recent window and the verdict"),
@@ -55,10 +55,11 @@ class Page:
         trained = dict.fromkeys([self.lead.model, *(model for _, model in self.results)])
         return [*trained, *BASELINES]
 
-    def name(self, model: str) -> str:
-        """How a model is called on the page."""
+    def name(self, model: str, protocol: str | None = None) -> str:
+        """How a model is called on the page; the recent window was chosen for each protocol, by default the headline."""
         if model == "popularity_recent":
-            return f"popularity, last {self.lead.facts['recent_days']} days"
+            facts = self.results[protocol or self.lead.protocol, self.lead.model].facts
+            return f"popularity, last {facts['recent_days']} days"
         return MODEL_NAMES.get(model, model)
 
 
@@ -74,7 +75,7 @@ def render_page(page: Page, plots: Mapping[str, str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"metric": metric_name, "day": format_day}
+    environment.filters |= {"metric": metric_name, "interval": format_interval, "day": format_day}
     return environment.get_template(TEMPLATE.name).render(
         page=page,
         gate=page.lead.gate,
@@ -82,6 +83,7 @@ def render_page(page: Page, plots: Mapping[str, str]) -> str:
         split=page.lead.checkpoint["split"],
         checkpoint=page.lead.checkpoint,
         headline=page.metrics[page.lead.protocol],
+        metric_names=sort_metrics(page.metrics[page.lead.protocol][page.lead.model]),
         conditions=_condition_rows(page),
         other_protocols=[protocol for protocol in _protocols(page) if protocol != page.lead.protocol],
         plots={name: Markup(svg) for name, svg in plots.items()},  # noqa: S704 - made by components/plots.py
@@ -107,6 +109,15 @@ def metric_name(metric: str) -> str:
     'NDCG@10'
     """
     return metric.upper()
+
+
+def format_interval(cell: Mapping[str, float]) -> str:
+    """Return low and high without the leading zeros, so that four columns fit a phone.
+
+    >>> format_interval({"low": 0.0767, "high": 1.0})
+    '.0767–1.0000'
+    """
+    return "–".join(f"{cell[end]:.4f}".removeprefix("0") for end in ("low", "high"))  # noqa: RUF001
 
 
 def format_day(seconds: int | None) -> str:

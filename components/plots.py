@@ -1,7 +1,7 @@
 """The report's plots as SVG text: small, readable at phone width, the same bytes for the same numbers.
 
 Colours are CSS variables, so a plot inside the page follows its light or dark scheme; `standalone` gives one its own
-colours, for `dvc plots` and other pages. Text stays text. matplotlib is imported inside the functions: it takes a second.
+colours, for `dvc plots` and other pages. Text stays text. matplotlib is imported in the functions: it takes a second.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,9 +37,11 @@ class Series:
 
 def draw_intervals(name: str, rows: Sequence[str], series: Sequence[Series], *, xlabel: str, title: str) -> str:
     """Draw values with intervals, one row per label of `rows`, one colour per series; xs are row numbers."""
-    figure, axes = _figure(height=0.9 + 0.17 * len(rows) * (len(series) + 1))
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _figure(height=0.9 + 0.15 * len(rows) * (len(series) + 1.5))
     for place, one in enumerate(series):
-        shift = (place - (len(series) - 1) / 2) * 0.8 / max(len(series), 1)
+        shift = (place - (len(series) - 1) / 2) * 0.6 / len(series)
         heights = [x + shift for x in one.xs]
         colour = f"#0000{10 + one.colour}"
         axes.hlines(heights, one.lows, one.highs, color=colour, linewidth=2)
@@ -47,6 +49,7 @@ def draw_intervals(name: str, rows: Sequence[str], series: Sequence[Series], *, 
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.set_xlabel(xlabel)
     axes.grid(visible=True, axis="x", color=FAINT, linewidth=0.8)
     return _finish(figure, axes, name, title)
@@ -63,6 +66,8 @@ def draw_curves(
     ticks: Sequence[int] = (),
 ) -> str:
     """Draw one line per series; `levels` (label, colour, y) are dashed, `ticks` make the x axis logarithmic."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure(height=HEIGHT)
     for one in series:
         colour = f"#0000{10 + one.colour}"
@@ -75,7 +80,7 @@ def draw_curves(
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
     else:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
@@ -109,11 +114,18 @@ def _finish(figure: Figure, axes: Axes, name: str, title: str) -> str:
     import matplotlib as mpl
 
     figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=10, labelcolor=INK
+        *axes.get_legend_handles_labels(),
+        loc="outside upper left",
+        ncols=4,
+        frameon=False,
+        fontsize=10,
+        labelcolor=INK,
+        handlelength=1.3,
+        handletextpad=0.4,
+        columnspacing=1.1,
     )
-    options: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": name}
     text = StringIO()
-    with mpl.rc_context(options):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _clean(text.getvalue(), name, title)
 

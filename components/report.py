@@ -17,7 +17,7 @@ from components.console import log, print_table
 from components.files import read_json, replacing_file, replacing_folder, write_json
 from components.page import Page, draw_plots, metric_name, render_page
 from components.plots import standalone
-from components.results import BASELINES, Result, merge_metrics, read_results, read_written
+from components.results import BASELINES, Result, merge_metrics, read_results, read_written, sort_metrics
 from components.settings import Settings
 
 NUM_TITLES = 3
@@ -70,7 +70,8 @@ def _find_lead(settings: Settings, results: Mapping[tuple[str, str], Result]) ->
 def _print_metrics(lead: Result, models: Mapping[str, Any]) -> None:
     """One row per metric; every trained model, the packaged one first, then the baselines; intervals for all."""
     names = list(dict.fromkeys([lead.model, *(name for name in models if name not in BASELINES), *BASELINES]))
-    rows = [[metric_name(metric), *(_show(models[name][metric]) for name in names)] for metric in models[lead.model]]
+    metrics = sort_metrics(models[lead.model])
+    rows = [[metric_name(metric), *(_show(models[name][metric]) for name in names)] for metric in metrics]
     test = lead.facts["test"]
     title = f"{lead.protocol}, test part: {test['targets']:,} events of {test['users']:,} users"
     print_table(title, ["", *names], rows)

@@ -5,7 +5,7 @@ Files: docs/architecture.md, `artifacts/evaluation/<protocol>/<model>/` and `art
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,21 @@ def merge_metrics(results: Mapping[tuple[str, str], Result]) -> Metrics:
                         todo="Run `dvc repro`",
                     )
     return merged
+
+
+def sort_metrics(names: Iterable[str]) -> list[str]:
+    """Order metric names for reading; JSON files have them by letter.
+
+    >>> sort_metrics(["hr@10", "mrr", "ndcg@200", "ndcg@50"])
+    ['ndcg@50', 'ndcg@200', 'hr@10', 'mrr']
+    """
+    kinds = ["ndcg", "hr", "mrr"]
+
+    def place(name: str) -> tuple[int, int]:
+        kind, _, k = name.partition("@")
+        return kinds.index(kind), int(k or 0)
+
+    return sorted(names, key=place)
 
 
 def read_written(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds

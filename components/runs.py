@@ -67,15 +67,14 @@ class Run:
         except Timeout:
             log.info("waiting for process %s, which trains this very run (%s)", self._holder(), self.folder)
             lock.acquire()
-        with lock:
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)  # pruned while we waited
             for leftover in self.folder.glob(".*"):  # of a trainer that was killed while it wrote
                 _remove(leftover)
             (self.folder / "pid").write_text(f"{os.getpid()}\n")
-            try:
-                yield
-            finally:
-                lock.release()
+            yield
+        finally:
+            lock.release()
 
     @property
     def is_finished(self) -> bool:

@@ -8,10 +8,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from components.errors import SettingsError
 from components.lifeline import PARENT_VARIABLE, find_ancestors, is_gone, is_shell_command
 
 ROOT = Path(__file__).parent.parent
-SHOW = "from components.lifeline import find_ancestors; print(*(p.pid for p in find_ancestors()))"
+SHOW = "from components.errors import SettingsError
+from components.lifeline import find_ancestors; print(*(p.pid for p in find_ancestors()))"
 
 
 @pytest.mark.parametrize(
@@ -60,11 +62,11 @@ def test_the_flow_that_the_environment_names_is_watched_too():
     assert watched == [os.getpid(), 1]
 
 
-@pytest.mark.parametrize("value", ["", "nonsense", "999999999"])
-def test_a_flow_that_does_not_exist_is_not_watched(monkeypatch, value):
+@pytest.mark.parametrize("value", ["nonsense", "999999999", "-1"])
+def test_a_flow_that_has_ended_before_it_could_be_watched_is_an_error(monkeypatch, value):
     monkeypatch.setenv(PARENT_VARIABLE, value)
-    assert [process.pid for process in find_ancestors()][:1] == [os.getppid()]
-    assert 999999999 not in [process.pid for process in find_ancestors()]
+    with pytest.raises(SettingsError, match=f"HSTUFLOW_PARENT_PID: names no living process: observed {value}"):
+        find_ancestors()
 
 
 def test_an_ended_process_is_gone_even_before_anybody_waited_for_it():

@@ -1,7 +1,7 @@
 """Real trainers, killed in every way: the same command resumes, alone, and ends in the very same weights."""
 
-import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +17,8 @@ from components.runs import Run
 
 ROOT = Path(__file__).parent.parent
 TRAIN = [sys.executable, "-m", "components", "train"]
-EPOCHS = 40  # of about 0.1 s: long enough to be killed in between, short enough for a test
+EPOCHS = 60  # of about 0.1 s: long enough to be killed in between, short enough for a test
+ENDLESS = 1_000_000
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +26,30 @@ def workspace(tmp_path_factory):
     """A working folder with params.yaml and the sequences of a made log."""
     root = write_log(tmp_path_factory.mktemp("resume"), walking_log(num_users=120, num_events=60))
     build(root, "time_split")
-    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
-    params["train"]["hstu"] = vars(train_settings(epochs=EPOCHS, patience=EPOCHS, max_len=60, dim=16))
-    with (root / "params.yaml").open("w") as file:
-        YAML().dump(params, file)
     return root
+
+
+@pytest.fixture(autouse=True)
+def _start_anew(workspace):
+    """No test resumes what another one left."""
+    write_params(workspace, EPOCHS)
+    shutil.rmtree(workspace / "artifacts/runs", ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(workspace):
-    """The weights of a run that nobody disturbs, in runs of its own."""
+    """The weights of a run that nobody disturbs."""
+    write_params(workspace, EPOCHS)
     trainer = Trainer(workspace)
     assert trainer.process.wait() == 0, trainer.log()
-    return take_result(workspace)
+    return weights_of(workspace)
+
+
+def write_params(workspace, epochs):
+    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    params["train"]["hstu"] = vars(train_settings(epochs=epochs, patience=epochs, max_len=60, dim=16))
+    with (workspace / "params.yaml").open("w") as file:
+        YAML().dump(params, file)
 
 
 class Trainer:
@@ -66,23 +78,14 @@ class Trainer:
         return self.process.wait()
 
 
-def take_result(workspace):
-    """Return the weights' bytes, and forget the run."""
-    weights = (workspace / "artifacts/checkpoints/time_split/hstu/weights.safetensors").read_bytes()
-    for path in sorted((workspace / "artifacts/runs").rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    return weights
+def weights_of(workspace):
+    return (workspace / "artifacts/checkpoints/time_split/hstu/weights.safetensors").read_bytes()
 
 
 def saved_epochs(workspace):
     runs = workspace / "artifacts/runs"
     [folder] = [path for path in runs.iterdir() if path.is_dir()]
     return len(Run(runs, folder.name).saved_epochs())
-
-
-def wait_until(condition):
-    while not condition():
-        time.sleep(0.05)
 
 
 def test_killed_and_interrupted_runs_resume_and_end_in_the_weights_of_an_undisturbed_one(workspace, undisturbed):
@@ -110,33 +113,33 @@ def test_killed_and_interrupted_runs_resume_and_end_in_the_weights_of_an_undistu
     last = Trainer(workspace)
     assert last.process.wait() == 0, last.log()
     assert f"resuming at epoch {third + 1} of {EPOCHS}" in last.log()
-    assert take_result(workspace) == undisturbed
+    assert weights_of(workspace) == undisturbed
 
 
 def test_of_two_trainers_of_one_run_the_second_waits_and_both_end_well(workspace, undisturbed):
-    trainers = [Trainer(workspace), Trainer(workspace)]
-    assert [trainer.process.wait() for trainer in trainers] == [0, 0]
-    [waited] = [trainer for trainer in trainers if "waiting for process" in trainer.log()]
-    [worked] = [trainer for trainer in trainers if trainer is not waited]
-    assert f"waiting for process {worked.process.pid}, which trains this very run" in waited.log()
-    assert "this very run is finished: copying" in waited.log()
-    assert take_result(workspace) == undisturbed
+    first = Trainer(workspace)
+    first.wait_for("epoch   1/")
+    first.process.send_signal(signal.SIGSTOP)  # it holds the run however long the second takes to start
+    second = Trainer(workspace)
+    second.wait_for(f"waiting for process {first.process.pid}, which trains this very run")
+    first.process.send_signal(signal.SIGCONT)
+    assert first.process.wait() == 0, first.log()
+    assert second.process.wait() == 0, second.log()
+    assert "this very run is finished: copying" in second.log()
+    assert weights_of(workspace) == undisturbed
 
 
-@pytest.mark.parametrize("shell", ["exec", "keep"])
+@pytest.mark.parametrize("shell", ["replaced by the trainer", "between"])
 def test_a_trainer_ends_when_whoever_started_its_shell_is_killed(workspace, shell):
-    command = " ".join(TRAIN) + ("; true" if shell == "keep" else "")  # `; true`: the shell stays between them
-    parent = f"import subprocess; subprocess.run(['sh', '-c', {command!r}])"
-    starter = Trainer(workspace, [sys.executable, "-c", parent])
-    try:
-        starter.wait_for("epoch   1/")
-        descendants = psutil.Process(starter.process.pid).children(recursive=True)
-        [trainer] = [process for process in descendants if "components" in process.cmdline()]
-        starter.end(signal.SIGKILL)
-        wait_until(lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE)
-        assert "which started this one, is gone" in starter.log()
-        assert 0 < saved_epochs(workspace) < EPOCHS
-    finally:
-        for process in descendants:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+    write_params(workspace, ENDLESS)
+    command = " ".join(TRAIN) + ("; true" if shell == "between" else "")
+    starter = Trainer(
+        workspace, [sys.executable, "-c", f"import subprocess; subprocess.run(['sh', '-c', {command!r}])"]
+    )
+    starter.wait_for("epoch   1/")
+    children = psutil.Process(starter.process.pid).children(recursive=True)
+    assert len(children) == (2 if shell == "between" else 1)
+    starter.end(signal.SIGKILL)
+    psutil.wait_procs(children)
+    assert f"process {starter.process.pid}, which started this one, is gone" in starter.log()
+    assert 0 < saved_epochs(workspace) < ENDLESS

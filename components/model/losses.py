@@ -1,16 +1,16 @@
 """The training losses: softmax over the whole catalogue, or over a sample of it.
 
     loss = make_loss(settings, num_items)
-    loss(y_LD, model.item_vectors(), targets_L, generator)     # a scalar, the mean over the positions that have a target
+    loss(y_LD, model.item_vectors(), targets_L, generator)     # the mean over the positions that have a target
 
-| settings.loss | a target competes with                                              | estimates     |
-|---------------|---------------------------------------------------------------------|---------------|
-| full          | every item                                                          | itself        |
-| shared        | num_negatives items a batch, each weighted num_items / num_negatives | full          |
-| sampled       | num_negatives items a position, unweighted (arXiv 2402.17152)       | easier ranks  |
+| settings.loss | what a target competes with                                          | estimates         |
+|---------------|----------------------------------------------------------------------|-------------------|
+| full          | every item                                                           | exact             |
+| shared        | num_negatives items a batch, each for num_items / num_negatives items | full              |
+| sampled       | num_negatives items a position (arXiv 2402.17152)                    | an easier problem |
 
-Negatives are uniform with replacement; one that equals the position's own target does not count.
-Shapes: L events of the batch, D embedding width, X catalogue size, M positions with a target.
+Negatives are uniform, with replacement; one that equals the position's own target does not count.
+Shapes: L events of the batch, D embedding width, X catalogue size, M positions that have a target.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from components.errors import SettingsError
-from components.model.softmax import Candidates, Catalogue, RowNegatives, SharedNegatives, softmax_loss
+from components.model.softmax import Competitors, SampledPerRow, SampledTable, WholeTable, softmax_loss
 
 if TYPE_CHECKING:
     from components.settings import TrainSettings
 
-Loss = Callable[[Tensor, Tensor, Tensor, torch.Generator | None], Tensor]
-"""(unit rows (L, D), unit item vectors (X, D), targets (L,) int64 with -1 for none, generator) -> scalar."""
+Loss = Callable[[Tensor, Tensor, Tensor, Generator | None], Tensor]
+"""(y (L, D), item vectors (X, D), targets (L,) int64 with -1 for none, generator) -> scalar; y and items as unit vectors."""
 
 
 def make_loss(settings: TrainSettings, num_items: int) -> Loss:
@@ -37,44 +37,45 @@ def make_loss(settings: TrainSettings, num_items: int) -> Loss:
     Raises:
         SettingsError: there is no such loss.
     """
-    draw = _CANDIDATES.get(settings.loss)
-    if draw is None:
-        raise SettingsError("no such loss", where="train", observed=settings.loss, expected=", ".join(_CANDIDATES))
+    if settings.loss not in _COMPETITORS:
+        raise SettingsError("no such loss", where="train", observed=settings.loss, expected=" | ".join(_COMPETITORS))
+    choose, num_negatives = _COMPETITORS[settings.loss], settings.num_negatives
 
-    def loss(y_LD: Tensor, items_XD: Tensor, targets_L: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def loss(y_LD: Tensor, items_XD: Tensor, targets_L: Tensor, generator: Generator | None = None) -> Tensor:
         positions = (targets_L >= 0).nonzero().squeeze(1)
-        candidates = draw(len(positions), settings.num_negatives, num_items, y_LD.device, generator)
-        return softmax_loss(
-            y_LD.index_select(0, positions), items_XD, targets_L[positions], candidates, settings.temperature
-        )
+        if len(positions) < len(targets_L):
+            y_LD, targets_L = y_LD.index_select(0, positions), targets_L.index_select(0, positions)
+        table, competitors = choose(items_XD, targets_L, num_items, num_negatives, generator)
+        return softmax_loss(y_LD, items_XD.index_select(0, targets_L), table, competitors, settings.temperature)
 
     return loss
 
 
-def _catalogue(
-    num_positions: int, num_negatives: int, num_items: int, device: torch.device, generator: torch.Generator | None
-) -> Candidates:
-    return Catalogue()
+def _full(
+    items_XD: Tensor, targets_M: Tensor, num_items: int, num_negatives: int, generator: Generator | None
+) -> tuple[Tensor, Competitors]:
+    return items_XD, WholeTable(targets_M)
 
 
 def _shared(
-    num_positions: int, num_negatives: int, num_items: int, device: torch.device, generator: torch.Generator | None
-) -> Candidates:
-    return SharedNegatives(_draw((num_negatives,), num_items, device, generator), weight=num_items / num_negatives)
+    items_XD: Tensor, targets_M: Tensor, num_items: int, num_negatives: int, generator: Generator | None
+) -> tuple[Tensor, Competitors]:
+    sampled = _draw(num_items, (num_negatives,), targets_M.device, generator)
+    return items_XD.index_select(0, sampled), SampledTable(targets_M, num_items / num_negatives, items=sampled)
 
 
 def _sampled(
-    num_positions: int, num_negatives: int, num_items: int, device: torch.device, generator: torch.Generator | None
-) -> Candidates:
-    return RowNegatives(_draw((num_positions, num_negatives), num_items, device, generator))
+    items_XD: Tensor, targets_M: Tensor, num_items: int, num_negatives: int, generator: Generator | None
+) -> tuple[Tensor, Competitors]:
+    return items_XD, SampledPerRow(
+        targets_M, _draw(num_items, (len(targets_M), num_negatives), targets_M.device, generator)
+    )
 
 
-_CANDIDATES = {"full": _catalogue, "shared": _shared, "sampled": _sampled}
+_COMPETITORS = {"full": _full, "shared": _shared, "sampled": _sampled}
 
 
-def _draw(
-    shape: tuple[int, ...], num_items: int, device: torch.device, generator: torch.Generator | None
-) -> Tensor:
-    """Draw items uniformly, on the generator's device, so that a CPU generator gives every device the same negatives."""
-    source = generator.device if generator is not None else device
+def _draw(num_items: int, shape: tuple[int, ...], device: torch.device, generator: Generator | None) -> Tensor:
+    """Draw items uniformly on the generator's device: a CPU generator gives every device the same ones."""
+    source = device if generator is None else generator.device
     return torch.randint(num_items, shape, generator=generator, device=source).to(device)

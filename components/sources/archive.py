@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from components.errors import InputError
 from components.sources.cells import shorten
 from components.sources.fetch import LocalFile
-from components.sources.text import BLOCK, looks_like_html
+from components.sources.text import BLOCK, looks_like_html, opened_file
 
 _AGAIN = "Fetch the archive again"
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
@@ -44,7 +44,8 @@ def list_members(archive: LocalFile) -> list[str]:
     Raises:
         InputError: empty, a web page, not a zip, cut short, or a member that points outside.
     """
-    head = archive.path.open("rb").read(64)
+    with opened_file(archive) as raw:
+        head = raw.read(64)
     if not head:
         raise InputError("is empty", where=archive.shown, expected="a zip archive", todo=_AGAIN)
     if looks_like_html(head):

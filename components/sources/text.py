@@ -40,7 +40,7 @@ def plain_text(file: LocalFile, scratch: Path) -> PlainText:
     Raises:
         InputError: empty, UTF-16, NUL bytes, an HTML page, a zip archive, corrupt or truncated gzip.
     """
-    with _opened(file) as raw:
+    with opened_file(file) as raw:
         is_gzip = raw.read(2) == GZIP_MAGIC
     if file.name.endswith(".gz") and not is_gzip and not file.downloaded:  # servers may send .gz already unpacked
         raise InputError("is not gzip although its name says so", where=file.shown, todo="Fetch or pack the file again")
@@ -119,7 +119,8 @@ def _gunzipped(file: LocalFile, sink: IO[bytes]) -> Iterator[bytes]:
         raise InputError("is a corrupt gzip", where=file.shown, observed=str(error), todo=todo) from None
 
 
-def _opened(file: LocalFile) -> IO[bytes]:
+def opened_file(file: LocalFile) -> IO[bytes]:
+    """Open `file`; raises InputError where this user may not."""
     try:
         return file.path.open("rb")
     except OSError as error:
