@@ -95,11 +95,10 @@ class Trainer:
         last, total = epochs[-1], self.settings.epochs
         left = sum(facts["seconds"] for facts in epochs) / len(epochs) * (total - len(epochs))
         best = "best" if best_epoch(epochs) == last["epoch"] else "    "
-        what = (
-            f"epoch {last['epoch']:>3}/{total}  loss {last['loss']:.4f}  {VALID_METRIC} {last[VALID_METRIC]:.4f} {best}"
-        )
+        what = f"epoch {last['epoch']:>3}/{total}  loss {last['loss']:.4f}"
+        how_well = f"{VALID_METRIC} {last[VALID_METRIC]:.4f} {best}"
         rate = f"{self._events_per_second:>7,.0f} events/s"
-        log.info("%s  %5.1f s  %s  ETA %.0f s", what, last["seconds"], rate, left)
+        log.info("%s  %s  %5.1f s  %s  ETA %.0f s", what, how_well, last["seconds"], rate, left)
 
     def _run_epoch(self, epoch: int) -> float:
         """Go once over all training windows; return the mean loss of a target."""

@@ -57,7 +57,7 @@ def expected_ndcg(ranks: Ranks, k: int) -> Tensor:
 
 def expected_mrr(ranks: Ranks) -> Tensor:
     """MRR (T,): 1 / rank over the whole catalogue."""
-    last = int((ranks.above + ranks.tied).max()) + 1 if len(ranks.above) else 0
+    last = int((ranks.above.clamp(min=0) + ranks.tied).max()) + 1 if len(ranks.above) else 0
     cumulative = _cumulate(1 / torch.arange(1, last + 1, dtype=torch.float64, device=ranks.above.device))
     return _mean_over_ties(ranks, lambda place: cumulative[place])
 

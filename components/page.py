@@ -56,7 +56,7 @@ class Page:
         return [*trained, *BASELINES]
 
     def name(self, model: str, protocol: str | None = None) -> str:
-        """How a model is called on the page; the recent window was chosen for each protocol, by default the headline."""
+        """How a model is called on the page; each protocol has its own recent window (default: the headline's)."""
         if model == "popularity_recent":
             facts = self.results[protocol or self.lead.protocol, self.lead.model].facts
             return f"popularity, last {facts['recent_days']} days"
@@ -112,11 +112,7 @@ def metric_name(metric: str) -> str:
 
 
 def format_interval(cell: Mapping[str, float]) -> str:
-    """Return low and high without the leading zeros, so that four columns fit a phone.
-
-    >>> format_interval({"low": 0.0767, "high": 1.0})
-    '.0767–1.0000'
-    """
+    """Return low and high without the leading zeros, so that four columns fit a phone."""
     return "–".join(f"{cell[end]:.4f}".removeprefix("0") for end in ("low", "high"))  # noqa: RUF001
 
 

@@ -78,7 +78,8 @@ def _print_metrics(lead: Result, models: Mapping[str, Any]) -> None:
 
 
 def _print_verdict(gate: Mapping[str, Any]) -> None:
-    _print(f"\n{gate['verdict']}: {'; '.join(gate['reasons'])}")
+    _print("")
+    _print(f"{gate['verdict']}: {'; '.join(gate['reasons'])}")
     if gate["verdict"] in WARNINGS:
         _print(WARNINGS[gate["verdict"]])
 
@@ -86,7 +87,8 @@ def _print_verdict(gate: Mapping[str, Any]) -> None:
 def _print_recommendations(lead: Result) -> None:
     """Show one user's end of history and the first three recommendations."""
     for example in lead.examples[:1]:
-        _print(f"\nfor user {example['user']}, who had {', '.join(example['history'][-NUM_TITLES:])}:")
+        _print("")
+        _print(f"for user {example['user']}, who had {', '.join(example['history'][-NUM_TITLES:])}:")
         for place, item in enumerate(example["recommended"][:NUM_TITLES], start=1):
             _print(f"  {place}. {item['title']}" + ("" if item["score"] is None else f"  ({item['score']:.2f})"))
 
@@ -106,7 +108,7 @@ def _print_paths(artifacts: Path, reports: Path, verdict: str) -> None:
 
 def _print(line: str) -> None:
     """Write one line to stdout; what a title may hold besides text, such as terminal escapes, is replaced."""
-    clean = "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in line)
+    clean = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
     sys.stdout.write(clean + "\n")
 
 

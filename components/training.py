@@ -17,6 +17,7 @@ import torch
 from components.checkpoint import describe_environment, find_popular, write_checkpoint
 from components.console import log, print_header
 from components.dataset import Sequences, load_sequences
+from components.errors import SettingsError
 from components.files import hash_files
 from components.fitting import VALID_METRIC, Trainer, best_epoch
 from components.interruption import TrainingInterrupted, raising_on_signals
@@ -52,7 +53,7 @@ def train(settings: TrainSettings, model: str, protocol: str, *, sequences: Path
 
     Raises:
         StateError: there are no sequences, or nothing to train or validate on.
-        SettingsError: the loss is no longer finite.
+        SettingsError: the attention backend does not run here, or the loss is no longer finite.
         TrainingInterrupted: after Ctrl-C or SIGTERM.
     """
     end_with_ancestors()
@@ -128,7 +129,6 @@ def _progress_of(run: Run) -> str:
 
 def _print_start(run: Run, trainer: Trainer, protocol: str, state: TrainingState | None) -> None:
     settings, data = trainer.settings, trainer.sequences
-    backend, reason = choose_backend(trainer.device, settings.backend)
     on_gpu = trainer.device.type == "cuda"
     weights = sum(weight.numel() for weight in trainer.model.parameters())
     table = data.num_items * settings.dim
@@ -136,7 +136,7 @@ def _print_start(run: Run, trainer: Trainer, protocol: str, state: TrainingState
         f"training {trainer.name} on {protocol}",
         {
             "device": f"{torch.cuda.get_device_name()}: the first GPU" if on_gpu else "cpu: there is no GPU",
-            "backend": f"{backend}: {reason}",
+            "backend": _describe_backend(trainer),
             "dtype": "float32: half precision is slower on a CPU, and here a GPU must agree with it",
             "threads": f"{settings.num_threads}: train.{trainer.name}.num_threads",
             "data": f"{trainer.num_targets:,} targets in {trainer.num_windows:,} windows of up to {settings.max_len};"
@@ -149,3 +149,13 @@ def _print_start(run: Run, trainer: Trainer, protocol: str, state: TrainingState
     )
     if state is not None:
         log.info("resuming at epoch %d of %d from %s", len(state.epochs) + 1, settings.epochs, run.folder)
+
+
+def _describe_backend(trainer: Trainer) -> str:
+    if trainer.name != "hstu":
+        return "torch's softmax attention: only HSTU has kernels of its own"
+    try:
+        backend, reason = choose_backend(trainer.device, trainer.settings.backend)
+    except ValueError as error:
+        raise SettingsError(str(error), where="train.hstu.backend") from None
+    return f"{backend}: {reason}"

@@ -1,7 +1,9 @@
-"""The training flow: ingestion -> the DVC stages -> promotion.
+"""The training flow: ingestion -> the DVC stages -> promotion. Every step is a process of its own.
 
-python -m flows                                  # what `make run` does, with the closing table
-python -m prefect deployment run hstuflow/nightly
+    python -m flows                                       what `make run` does
+    python -m prefect deployment run hstuflow/nightly     the same by the worker of `make nightly`
+
+This file only says which step follows which.
 """
 
 from __future__ import annotations

@@ -112,9 +112,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> None:
         raise ValueError(f"offsets is on {offsets.device}, but q is on {q.device}")
 
 
-def _check_rows(
-    offsets: Tensor, num_targets: Tensor | None, num_context: int, *, num_rows: int, max_len: int
-) -> None:
+def _check_rows(offsets: Tensor, num_targets: Tensor | None, num_context: int, *, num_rows: int, max_len: int) -> None:
     lengths = offsets.diff()
     if int(offsets[0]) != 0 or int(offsets[-1]) != num_rows or bool((lengths < 0).any()):
         raise ValueError(f"offsets must rise from 0 to L = {num_rows}, observed {offsets.tolist()[:8]}...")

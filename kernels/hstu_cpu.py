@@ -1,13 +1,13 @@
 """HSTU attention on the CPU: batched matrix products over groups of sequences of similar length.
 
-Each group is computed in tiles of query rows against the keys they can see. Only q, k, v and the bias inputs are kept for the backward
-pass, which recomputes the scores s:
+Each group is computed in tiles of query rows against the keys they can see. Only q, k, v and the bias inputs are kept
+for the backward pass, which recomputes the scores s:
 
     a = silu(s) mask,  o = a v / N
     dv = a^T do / N,  ds = (do v^T / N) silu'(s) mask,  dq = alpha ds k,  dk = alpha ds^T q
 
-Shapes: L rows of the batch, H heads, D and Dv head widths, S slots of all groups (see length_groups), K = H * (sequences of a group),
-n rows of its longest, R query rows and C key columns of a tile, N max_len.
+Shapes: L rows of the batch, H heads, D or Dv head width, S slots of all groups (see length_groups), K sequences times
+heads of a group, n rows of its longest, R query rows and C key columns of a tile, N max_len.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from kernels.hstu_cpu_bias import BiasGradients, PositionBias, TileBias, TimeBia
 from kernels.hstu_cpu_tiles import Tile, Visibility
 from kernels.length_groups import LengthGroup, LengthGroups
 
-# Scores (G*n*n) of a group at most. One core, ML-1M lengths (mean 107, at most 200), batch 128: 33 ms forward and backward,
-# 39 ms with a quarter of it (more groups to dispatch), no faster with twice as many.
+# Scores (G*n*n) of a group at most. One core, ML-1M lengths (mean 107, at most 200), batch 128: forward and backward
+# take 33 ms, 39 ms with a quarter of it (more groups to dispatch), and no less with twice as many.
 _SCORES_PER_GROUP = 320_000
 
 
@@ -46,7 +46,7 @@ def cpu_attention(
     bias = bias or RelativeBias(None, None, None, None)
     visibility = Visibility(num_targets, num_context, window)
     call = _Call(_layout(offsets, q_LHD.shape[1], visibility, bias), max_len, alpha)
-    output: Tensor = _CpuAttention.apply(q_LHD, k_LHD, v_LHD, bias.position_weight, bias.time_weight, call)
+    output: Tensor = _CpuAttention.apply(q_LHD, k_LHD, v_LHD, bias.position_weight, bias.time_weight, call)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -105,9 +105,7 @@ class _Call:
         """Return s (K, R, C), in the workspace."""
         s_KRC = tile.scores(workspace)
         beta = 1 if bias.write(s_KRC, tile) else 0
-        return s_KRC.baddbmm_(
-            q_KnD[:, tile.rows], k_KnD[:, tile.columns].transpose(1, 2), beta=beta, alpha=self.alpha
-        )
+        return s_KRC.baddbmm_(q_KnD[:, tile.rows], k_KnD[:, tile.columns].transpose(1, 2), beta=beta, alpha=self.alpha)
 
 
 class _CpuAttention(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """The relative bias on the CPU: written into the scores tile by tile, and its gradient gathered tile by tile.
 
-Position: a tile of a causal sequence is a window sliding over the table, so one copy fills it and one sum per diagonal gives
-the gradient. Time: buckets depend on the timestamps only, so `TimeIndex` computes them once for all layers of a model.
+Position: a tile of a causal sequence is a window sliding over the table, so one copy fills it and one sum per diagonal
+gives the gradient. Time: buckets depend on the timestamps only; `TimeIndex` computes them once for all layers.
 
 Shapes: G sequences of a group, H heads, K = H * G, R query rows and C key columns of a tile, N max_len.
 """
@@ -17,8 +17,8 @@ from kernels.bias import RelativeBias
 from kernels.hstu_cpu_tiles import Tile
 from kernels.time_buckets import NUM_TIME_BUCKETS, fast_time_buckets
 
-# Neighbouring columns mostly share a bucket, and an addition that waits for the one before it takes 3.8 ns. Adding every
-# eighth column to its own copy of the table takes 0.7 ns; looking up is as fast from eight copies as from one.
+# Neighbouring columns mostly share a bucket, and an addition that waits for the one before it takes 3.8 ns. Adding
+# every eighth column to its own copy of the table takes 0.7 ns; looking up is as fast from eight copies as from one.
 _NUM_LANES = 8
 # Past this many scores (128 MB of indices) buckets are computed anew in every layer, at 4 ns a score.
 _MAX_KEPT = 2**24
@@ -66,14 +66,16 @@ class PositionBias:
     def add_gradient(self, grad_weight: Tensor, grad_GRC: Tensor, tile: Tile) -> None:
         """Add to (2N-1,) what the scores of `tile` contribute."""
         if self.num_targets is not None:
-            grad_weight.index_add_(0, self._index(tile, self.num_targets).flatten(), grad_GRC.flatten().to(grad_weight.dtype))
+            index = self._index(tile, self.num_targets).flatten()
+            grad_weight.index_add_(0, index, grad_GRC.flatten().to(grad_weight.dtype))
             return
         diagonals = _diagonal_sums(grad_GRC.sum(0))
         grad_weight[self._first(tile) :][: len(diagonals)] += diagonals
 
     def _first(self, tile: Tile) -> int:
         """Return the table's entry for the tile's last row and first column: the most distant pair."""
-        return (len(self.weight) + 1) // 2 - tile.rows.stop + tile.columns.start
+        first: int = (len(self.weight) + 1) // 2 - tile.rows.stop + tile.columns.start
+        return first
 
     def _index(self, tile: Tile, num_targets: Tensor) -> Tensor:
         group = tile.group
@@ -114,7 +116,7 @@ class TileBias:
         """Overwrite the scores with the bias, the same for all heads; False, and untouched, where there is none."""
         if self.position is None and self.time is None:
             return False
-        scores_HGRC = scores_KRC.unflatten(0, (tile.group.num_heads, -1))
+        scores_HGRC = scores_KRC.view(tile.group.num_heads, *tile.shape)
         if self.time is not None:
             self.time.write(scores_HGRC[0], tile)
             if self.position is not None:
@@ -138,7 +140,7 @@ class BiasGradients:
         """Add what the scores of `tile` contribute."""
         if not any(self._parts):
             return
-        grad_HGRC = grad_scores_KRC.unflatten(0, (tile.group.num_heads, -1))
+        grad_HGRC = grad_scores_KRC.view(tile.group.num_heads, *tile.shape)
         grad_GRC = grad_HGRC[0] if len(grad_HGRC) == 1 else grad_HGRC.sum(0)
         for part in self._parts:
             if part is not None:
@@ -153,7 +155,7 @@ class BiasGradients:
 def _diagonal_sums(x_RC: Tensor) -> Tensor:
     """Return (R+C-1,): sums over the diagonals of constant column minus row, the lower left corner first.
 
-    Reversed rows written R+C apart and read R+C-1 apart are shifted by one place each, which turns diagonals into columns.
+    Reversed rows, written R+C apart and read R+C-1 apart, shift by one place each: diagonals become columns.
     """
     num_rows, num_columns = x_RC.shape
     skewed = x_RC.new_zeros(num_rows, num_rows + num_columns)

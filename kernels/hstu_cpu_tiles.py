@@ -1,6 +1,6 @@
 """The CPU path's unit of work: a tile of query rows against the key columns they may see, and the mask within it.
 
-Shapes: G sequences of a group, H heads, K = H * G, n rows of the group's longest sequence, R query rows and C key columns of a tile.
+Shapes: G sequences of a group, H heads, K = H * G, n rows of its longest, R query rows and C key columns of a tile.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Visibility:
 
     def is_same(self, other: Visibility) -> bool:
         """Whether the two come from the very same arguments."""
-        return self.num_targets is other.num_targets and (self.num_context, self.window) == (other.num_context, other.window)
+        same_numbers = (self.num_context, self.window) == (other.num_context, other.window)
+        return same_numbers and self.num_targets is other.num_targets
 
     def tiles(self, group: LengthGroup) -> list[Tile]:
         """Cut a group into tiles of at most 64 rows, without the columns that none of their rows can see."""
@@ -70,16 +71,16 @@ class Visibility:
     def _columns(self, rows: slice, longest: int) -> slice:
         if rows.start < self.num_context:
             return slice(0, longest)
-        first = max(0, rows.start - self.window) if self.window and not self.num_context and self.num_targets is None else 0
-        return slice(first, rows.stop)
+        only_window = self.window and not self.num_context and self.num_targets is None
+        return slice(max(0, rows.start - self.window) if only_window else 0, rows.stop)
 
     def hide(self, scores_KRC: Tensor, tile: Tile) -> None:
         """Set what is not visible to 0, in place."""
         if self.is_causal:
             scores_KRC.tril_(tile.rows.start - tile.columns.start)
         else:
-            num_sequences = len(tile.group.rows)
-            scores_KRC.unflatten(0, (-1, num_sequences)).mul_(self._allowed(tile).to(scores_KRC.dtype))
+            scores_HGRC = scores_KRC.view(tile.group.num_heads, *tile.shape)
+            scores_HGRC.mul_(self._allowed(tile).to(scores_KRC.dtype))
 
     def _allowed(self, tile: Tile) -> Tensor:
         """Return (G, R, C) bool; padding columns are hidden, padding rows are arbitrary."""

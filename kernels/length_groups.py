@@ -1,4 +1,4 @@
-"""Jagged rows as a few dense blocks: sequences of similar length are padded together, so that padding is hardly computed.
+"""Jagged rows as a few dense blocks: sequences of similar length are padded together, so padding is hardly computed.
 
     groups = LengthGroups(offsets, num_heads=H, max_scores=...)
     x_SD = groups.pad(x_LHD)
@@ -6,8 +6,8 @@
         block_KnD = group.block(x_SD)      # dense; K = H * G, heads outermost; writing to it writes to x_SD
     y_LHD = groups.unpad(y_SD)
 
-Shapes: L rows of the batch, B sequences, H heads, D width, S slots (rows and padding, times H), G sequences of a group, n rows of its
-longest.
+Shapes: L rows of the batch, B sequences, H heads, D width, S slots (rows and padding of all heads), G sequences of a
+group, n rows of its longest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# What starting one more group costs, in scores: about 100 us of dispatch at 11 ns a score, forward and backward, one core.
+# What starting one more group costs, in scores: about 100 us of dispatch, at 11 ns a score forward and backward.
 _SCORES_PER_GROUP = 9_000
 
 
@@ -65,15 +65,15 @@ class LengthGroups:
         self._index_slots(padding)
 
     def _group(self, sequences: Tensor, lengths: Tensor, start: int) -> tuple[LengthGroup, Tensor]:
-        steps = torch.arange(int(lengths[0]))
+        steps = torch.arange(int(lengths[0]), device=lengths.device)
         rows = self.offsets[sequences, None] + torch.minimum(steps, lengths[:, None] - 1)
         slots = slice(start, start + self.num_heads * rows.numel())
         return LengthGroup(sequences, lengths, rows, slots, self.num_heads), steps >= lengths[:, None]
 
     def _index_slots(self, padding: list[Tensor]) -> None:
         """Index both ways between the slots and the (L*H,) rows of a tensor whose heads were merged into its rows."""
-        heads = torch.arange(self.num_heads)[:, None]
-        nothing = torch.zeros(0, dtype=torch.int64)
+        heads = torch.arange(self.num_heads, device=self.offsets.device)[:, None]
+        nothing = self.offsets.new_zeros(0)
         rows = [group.rows.flatten() * self.num_heads + heads for group in self.groups]
         self._source = torch.cat([nothing, *(block.flatten() for block in rows)])
         is_padding = torch.cat([nothing.bool(), *(block.flatten().repeat(self.num_heads) for block in padding)])

@@ -66,15 +66,15 @@ def attention_mask(
     return allowed
 
 
-def relative_bias(bias: RelativeBias, rows: slice, num_targets: int, *, max_len: int) -> Tensor:
-    """Return the (n, n) bias of one sequence, the rows `rows` of the batch; (1, 1) of zero where both tables are None."""
+def relative_bias(bias: RelativeBias, rows: slice, num_targets: int, *, max_len: int) -> Tensor | float:
+    """Return the (n, n) bias of one sequence, the rows `rows` of the batch; 0 where both tables are None."""
     num_rows = rows.stop - rows.start
-    total = torch.zeros(1, 1)
+    total: Tensor | float = 0.0
     if bias.position_weight is not None:
         position = torch.arange(num_rows, device=bias.position_weight.device).clamp(max=num_rows - num_targets)
         total = bias.position_weight[max_len - 1 + position[None, :] - position[:, None]]
     if bias.time_weight is not None:
         timestamps, next_timestamps = bias.times()
         gaps = next_timestamps[rows, None] - timestamps[None, rows]
-        total = total.to(bias.time_weight.device) + bias.time_weight[time_buckets(gaps)]
+        total = total + bias.time_weight[time_buckets(gaps)]
     return total

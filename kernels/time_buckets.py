@@ -32,18 +32,17 @@ TIME_THRESHOLDS = _integer_thresholds()
 
 
 def time_buckets(gaps: Tensor) -> Tensor:
-    """Return the bucket (0..128) of each time gap (int64 seconds, any sign): how many thresholds are <= max(|gap|, 1)."""
+    """Return the bucket, 0 to 128, of each gap (int64 seconds, any sign): how many thresholds are <= max(|gap|, 1)."""
     thresholds = torch.tensor(TIME_THRESHOLDS, dtype=torch.int64, device=gaps.device)
     return torch.bucketize(gaps.abs(), thresholds, right=True)
 
 
 def fast_time_buckets(gaps: Tensor) -> Tensor:
-    """Return what `time_buckets` returns, in 2 ns a gap on one core instead of 15.
+    """Return what `time_buckets` returns, in 3.8 ns a gap on one core instead of 16.
 
-    The first bits of a gap as float32 (exponent and 3 of the mantissa) name a slice of the number line. A slice spans a factor of at
-    most 1.125 and distinct thresholds lie at least a factor of 1.25 apart, except below 8, where every slice holds one integer. So
-    a slice has at most one threshold to compare with, exactly, in int64. Rounding to float32 is monotone: it moves a
-    gap to the next slice only together with every larger one.
+    The first bits of a gap as float32 (exponent and 3 of the mantissa) name a slice of the number line. A slice spans a
+    factor of at most 1.125 and distinct thresholds lie at least a factor of 1.25 apart, so there is at most one in a
+    slice to compare with, exactly, in int64. Rounding to float32 keeps the order, so a rounded gap never skips one.
     """
     magnitudes = gaps.abs()
     slices = _slice_of(magnitudes)
@@ -59,7 +58,7 @@ def _slice_of(magnitudes: Tensor) -> Tensor:
 
 @cache
 def _slice_tables() -> tuple[Tensor, Tensor]:
-    """Return for each slice the thresholds below it, and the threshold in it (the largest int64 where there is none)."""
+    """Return, a slice each, how many thresholds lie below it, and the one in it (2^63 - 1 where there is none)."""
     thresholds = torch.tensor(TIME_THRESHOLDS, dtype=torch.int64)
     slices = _slice_of(thresholds)
     num_slices = int(_slice_of(torch.tensor(2**63 - 1))) + 1

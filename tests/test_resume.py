@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -34,6 +35,8 @@ def _start_anew(workspace):
     """No test resumes what another one left."""
     write_params(workspace, EPOCHS)
     shutil.rmtree(workspace / "artifacts/runs", ignore_errors=True)
+    yield
+    Trainer.end_all()
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +58,21 @@ def write_params(workspace, epochs):
 class Trainer:
     """A trainer in a process of its own; its log goes to a file."""
 
-    count = 0
+    started: ClassVar = []
 
     def __init__(self, workspace, command=TRAIN):
-        Trainer.count += 1
-        self.workspace, self.file = workspace, workspace / f"log{Trainer.count}.txt"
+        Trainer.started.append(self)
+        self.file = workspace / f"log{len(Trainer.started)}.txt"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with self.file.open("w") as log:
             self.process = subprocess.Popen(command, cwd=workspace, env=environment, stdout=log, stderr=log)
+
+    @classmethod
+    def end_all(cls):
+        """Leave nothing running after a failed test; a starter's trainer ends with it."""
+        for trainer in cls.started:
+            trainer.process.kill()
+            trainer.process.wait()
 
     def log(self):
         return self.file.read_text()
@@ -132,7 +142,8 @@ def test_of_two_trainers_of_one_run_the_second_waits_and_both_end_well(workspace
 @pytest.mark.parametrize("shell", ["replaced by the trainer", "between"])
 def test_a_trainer_ends_when_whoever_started_its_shell_is_killed(workspace, shell):
     write_params(workspace, ENDLESS)
-    command = " ".join(TRAIN) + ("; true" if shell == "between" else "")
+    trainer = " ".join(TRAIN)
+    command = f"{trainer}; true" if shell == "between" else f"exec {trainer}"
     starter = Trainer(
         workspace, [sys.executable, "-c", f"import subprocess; subprocess.run(['sh', '-c', {command!r}])"]
     )

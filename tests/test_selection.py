@@ -67,3 +67,11 @@ def test_a_subset_of_users_is_evenly_spaced_and_keeps_all_their_events(sequences
     chosen = choose_targets(targets, max_users=3)
     assert np.unique(chosen.users).tolist() == [users[0], users[(len(users) - 1) // 2], users[-1]]
     assert len(chosen) == np.isin(targets.users, chosen.users).sum()
+
+
+def test_too_many_targets_are_thinned_within_users_so_that_no_user_is_lost(sequences):
+    targets = find_targets(sequences, "valid")
+    chosen = choose_targets(targets, max_targets=len(targets) // 2)
+    assert np.array_equal(np.unique(chosen.users), np.unique(targets.users))
+    for user in np.unique(targets.users):
+        assert chosen.rows[chosen.users == user].tolist() == targets.rows[targets.users == user][::2].tolist()

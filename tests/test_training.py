@@ -82,6 +82,12 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_does_not(sequences):
     assert bits(first) != bits(other)
 
 
+def test_two_threads_repeat_themselves_too_and_leave_torch_as_it_was(sequences):
+    first, again = (fit(sequences, num_threads=2, epochs=2, loss="sampled")[-1].weights for _ in range(2))
+    assert bits(first) == bits(again)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 @pytest.mark.parametrize("loss", ["full", "sampled", "shared"])
 @pytest.mark.parametrize("saved", [1, 3])
 def test_resuming_after_any_epoch_ends_in_the_same_bits(sequences, tmp_path, loss, saved):
@@ -165,6 +171,11 @@ def test_a_log_whose_validation_has_no_history_cannot_choose_an_epoch(tmp_path):
     sequences = load_sequences(build(write_log(tmp_path, events), "time_split") / "time_split")
     with pytest.raises(StateError, match="no validation event has a history"):
         Trainer(train_settings(), "hstu", sequences, CPU)
+
+
+def test_a_backend_that_does_not_run_here_is_a_wrong_setting(folder, tmp_path):
+    with pytest.raises(SettingsError, match=r"train\.hstu\.backend: .*nonsense"):
+        run_train(folder, tmp_path, backend="nonsense")
 
 
 # schedule and seeds

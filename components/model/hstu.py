@@ -52,8 +52,8 @@ class HSTULayer(nn.Module):
     def __init__(self, settings: TrainSettings) -> None:
         super().__init__()
         self.max_len, self.dropout, self.backend = settings.max_len, settings.dropout, settings.backend
-        self.num_heads, self.dim_qk, self.dim_v = settings.num_heads, settings.head_dim_qk, settings.head_dim_v
-        width_v, width_qk = self.num_heads * self.dim_v, self.num_heads * self.dim_qk
+        self.num_heads = settings.num_heads
+        width_v, width_qk = self.num_heads * settings.head_dim_v, self.num_heads * settings.head_dim_qk
         self.widths = [width_v, width_v, width_qk, width_qk]  # u, v, q, k
         self.uvqk = nn.Parameter(torch.empty(settings.dim, sum(self.widths)))
         self.output = nn.Linear(width_v, settings.dim)
@@ -71,11 +71,12 @@ class HSTULayer(nn.Module):
     def forward(self, x_LD: Tensor, offsets: Tensor, times: RelativeBias) -> Tensor:
         """Return (L, D)."""
         z = silu(layer_norm(x_LD, x_LD.shape[1:], eps=_EPS) @ self.uvqk)
-        u, v, q, k = z.split(self.widths, dim=1)
+        u, v, q, k = torch.split(z, self.widths, dim=1)
+        q_LHD, k_LHD, v_LHV = (torch.unflatten(part, 1, (self.num_heads, -1)) for part in (q, k, v))
         o_LHV = hstu_attention(
-            q.unflatten(1, (self.num_heads, self.dim_qk)),
-            k.unflatten(1, (self.num_heads, self.dim_qk)),
-            v.unflatten(1, (self.num_heads, self.dim_v)),
+            q_LHD,
+            k_LHD,
+            v_LHV,
             offsets,
             max_len=self.max_len,
             bias=times.with_tables(self.position_weight, self.time_weight),
@@ -83,4 +84,5 @@ class HSTULayer(nn.Module):
         )
         o = o_LHV.flatten(1)
         gated = u * layer_norm(o, o.shape[1:], eps=_EPS)
-        return x_LD + self.output(dropout(gated, self.dropout, self.training))
+        projected: Tensor = self.output(dropout(gated, self.dropout, self.training))
+        return x_LD + projected

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from components.settings import TrainSettings
 
 Loss = Callable[[Tensor, Tensor, Tensor, Generator | None], Tensor]
-"""(y (L, D), item vectors (X, D), targets (L,) int64 with -1 for none, generator) -> scalar; y and items as unit vectors."""
+"""(unit rows y (L, D), unit item vectors (X, D), targets (L,) int64 with -1 for none, generator) -> scalar."""
 
 
 def make_loss(settings: TrainSettings, num_items: int) -> Loss:

@@ -1,9 +1,10 @@
-"""SASRec, the softmax baseline: a causal pre-norm Transformer over item embeddings, in and out as HSTU.
+"""SASRec, the softmax baseline: a causal Transformer over item embeddings, in and out as HSTU.
 
-    x = x + dropout(attention(norm(x)));   x = x + dropout(feed_forward(norm(x)))
+    x = x + dropout(attention(norm(x)) W_o + b_o);   x = x + dropout(feed_forward(norm(x)))
 
-Attention as in arXiv 1808.09781; normalisation before each block and a GELU feed-forward four times as wide, as in the re-implementations
-that reach its published numbers. Shapes: L events of the batch, D embedding width, H heads, Dqk and Dv head widths.
+Attention as in arXiv 1808.09781. Normalisation before each part and once at the end, and a GELU feed-forward network
+four times as wide, as in the re-implementations that reach the best published numbers for it.
+Shapes: L events of the batch, D embedding width, H heads, K sequences times heads of a group, n rows of its longest.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from components.model.embedding import InputEmbedding, l2_normalize
+from kernels.length_groups import LengthGroups
 
 if TYPE_CHECKING:
     from components.dataset import Batch
     from components.settings import TrainSettings
+
+# Scores (G*n*n) of a group at most; the fused softmax attention never holds them all.
+_SCORES_PER_GROUP = 1_000_000
 
 
 class SASRec(nn.Module):
@@ -26,15 +31,17 @@ class SASRec(nn.Module):
 
     def __init__(self, settings: TrainSettings, num_items: int) -> None:
         super().__init__()
+        self.num_heads = settings.num_heads
         self.embedding = InputEmbedding(num_items, settings.dim, settings.max_len, settings.dropout)
         self.blocks = nn.ModuleList(SASRecBlock(settings) for _ in range(settings.num_blocks))
         self.norm = nn.LayerNorm(settings.dim)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return (L, D), rows of length 1."""
+        groups = LengthGroups(batch.offsets, num_heads=self.num_heads, max_scores=_SCORES_PER_GROUP)
         x_LD = self.embedding(batch.items, batch.offsets)
         for block in self.blocks:
-            x_LD = block(x_LD, batch.offsets)
+            x_LD = block(x_LD, groups)
         return l2_normalize(self.norm(x_LD))
 
     def item_vectors(self) -> Tensor:
@@ -47,30 +54,31 @@ class SASRecBlock(nn.Module):
 
     def __init__(self, settings: TrainSettings) -> None:
         super().__init__()
-        dim, self.num_heads = settings.dim, settings.num_heads
-        self.widths = [self.num_heads * width for width in (settings.head_dim_qk, settings.head_dim_qk, settings.head_dim_v)]
+        dim, num_heads = settings.dim, settings.num_heads
+        width_qk, width_v = num_heads * settings.head_dim_qk, num_heads * settings.head_dim_v
+        self.num_heads, self.widths = num_heads, [width_qk, width_qk, width_v]
         self.attention_norm, self.forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, sum(self.widths))
-        self.output = nn.Linear(self.widths[2], dim)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(settings.dropout), nn.Linear(4 * dim, dim)
-        )
+        self.output = nn.Linear(width_v, dim)
+        self.feed_forward = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
         self.dropout = nn.Dropout(settings.dropout)
 
-    def forward(self, x_LD: Tensor, offsets: Tensor) -> Tensor:
+    def forward(self, x_LD: Tensor, groups: LengthGroups) -> Tensor:
         """Return (L, D)."""
-        q, k, v = (part.unflatten(1, (self.num_heads, -1)) for part in self.qkv(self.attention_norm(x_LD)).split(self.widths, dim=1))
-        o_LHV = causal_softmax_attention(q, k, v, offsets)
-        x_LD = x_LD + self.dropout(self.output(o_LHV.flatten(1)))
-        return x_LD + self.dropout(self.feed_forward(self.forward_norm(x_LD)))
+        parts = self.qkv(self.attention_norm(x_LD)).split(self.widths, dim=1)
+        q, k, v = (torch.unflatten(part, 1, (self.num_heads, -1)) for part in parts)
+        o_LHD = causal_softmax_attention(q, k, v, groups)
+        x_LD = x_LD + self.dropout(self.output(o_LHD.flatten(1)))
+        summed: Tensor = x_LD + self.dropout(self.feed_forward(self.forward_norm(x_LD)))
+        return summed
 
 
-def causal_softmax_attention(q_LHD: Tensor, k_LHD: Tensor, v_LHD: Tensor, offsets: Tensor) -> Tensor:
-    """Return (L, H, Dv)."""
-    out = [v_LHD[:0]]
-    bounds = offsets.tolist()
-    for s, e in zip(bounds[:-1], bounds[1:]):
-        if e > s:
-            o = scaled_dot_product_attention(*(x[s:e].transpose(0, 1)[None] for x in (q_LHD, k_LHD, v_LHD)), is_causal=True)
-            out.append(o[0].transpose(0, 1))
-    return torch.cat(out)
+def causal_softmax_attention(q_LHD: Tensor, k_LHD: Tensor, v_LHD: Tensor, groups: LengthGroups) -> Tensor:
+    """Return (L, H, Dv): o_i = sum over j <= i of softmax_j(<q_i, k_j> / sqrt(Dqk)) v_j."""
+    padded = groups.pad(q_LHD), groups.pad(k_LHD), groups.pad(v_LHD)
+    outputs = [padded[2][:0]]
+    for group in groups:
+        q, k, v = (group.block(x_SD)[:, None] for x_SD in padded)  # (K, 1, n, D)
+        o_K1nD = scaled_dot_product_attention(q, k, v, is_causal=True)
+        outputs.append(o_K1nD.flatten(0, 2))
+    return groups.unpad(torch.cat(outputs))

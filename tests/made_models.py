@@ -1,0 +1,48 @@
+"""Made settings and batches for the sequence models."""
+
+from itertools import accumulate
+from types import SimpleNamespace
+
+import torch
+
+from components.dataset import Batch
+
+
+def model_settings(**changes):
+    """The public base recipe of ML-1M, small enough to run."""
+    return SimpleNamespace(
+        **{
+            "max_len": 20,
+            "dim": 8,
+            "num_blocks": 2,
+            "num_heads": 2,
+            "head_dim_qk": 4,
+            "head_dim_v": 3,
+            "dropout": 0.2,
+            "bias": "position+time",
+            "backend": "auto",
+            "loss": "full",
+            "num_negatives": 16,
+            "temperature": 0.05,
+        }
+        | changes
+    )
+
+
+def made_batch(lengths, num_items=30, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    num_rows = sum(lengths)
+    times = torch.randint(10**6, (num_rows,), generator=generator).cumsum(0)
+    return Batch(
+        items=torch.randint(num_items, (num_rows,), generator=generator),
+        timestamps=times,
+        next_timestamps=times + torch.randint(10**6, (num_rows,), generator=generator),
+        offsets=torch.tensor([0, *accumulate(lengths)]),
+    )
+
+
+def cut_out(batch, b):
+    """Sequence b alone."""
+    rows = slice(*batch.offsets[b : b + 2].tolist())
+    alone = [tensor[rows] for tensor in (batch.items, batch.timestamps, batch.next_timestamps)]
+    return Batch(*alone, offsets=torch.tensor([0, rows.stop - rows.start]))

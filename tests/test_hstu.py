@@ -1,0 +1,161 @@
+"""HSTU: its parameters, the layer against the formula, the way in and out, and what it must not see."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from made_models import cut_out, made_batch, model_settings
+from torch.nn.functional import layer_norm, normalize, silu
+
+from components.errors import SettingsError
+from components.model import build_model
+from components.model.embedding import positions
+from kernels import RelativeBias, hstu_attention
+
+PARITY = {"max_len": 211, "dim": 50}
+BASE = PARITY | {"num_blocks": 2, "num_heads": 1, "head_dim_qk": 50, "head_dim_v": 50}
+LARGE = PARITY | {"num_blocks": 8, "num_heads": 2, "head_dim_qk": 25, "head_dim_v": 25}
+
+
+def build(seed=0, num_items=30, **changes):
+    torch.manual_seed(seed)
+    return build_model("hstu", model_settings(**changes), num_items)
+
+
+def spread(model, factor=20.0):
+    """Scale the bias tables from N(0, 0.02) to numbers that matter."""
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.position_weight *= factor
+            layer.time_weight *= factor
+    return model.eval()
+
+
+@pytest.mark.parametrize(("recipe", "expected"), [(BASE, 36_750), (LARGE, 115_350)], ids=["base", "large"])
+def test_parameters_outside_the_item_table_are_as_many_as_published(recipe, expected):
+    """A layer: 50 x 200 projection, 50 x 50 + 50 output, 421 + 129 bias tables = 13,100; positions: 211 x 50."""
+    parameters = {name: p.numel() for name, p in build(num_items=3_706, **recipe).named_parameters()}
+    assert parameters.pop("embedding.item.weight") == 3_706 * 50
+    assert sum(parameters.values()) == expected
+    assert expected == recipe["num_blocks"] * 13_100 + 211 * 50
+
+
+@pytest.mark.parametrize(
+    ("bias", "tables"),
+    [
+        ("none", set()),
+        ("position", {"position_weight"}),
+        ("time", {"time_weight"}),
+        ("position+time", {"position_weight", "time_weight"}),
+    ],
+)
+def test_a_bias_that_is_off_has_no_parameters(bias, tables):
+    names = {name.split(".")[-1] for name, _ in build(bias=bias).layers.named_parameters()}
+    assert names & {"position_weight", "time_weight"} == tables
+    assert build(bias=bias)(made_batch([5, 3])).shape == (8, 8)
+
+
+def test_parameters_start_as_published():
+    model = build(num_items=2_000, **BASE)
+    layer = model.layers[0]
+    assert model.embedding.item.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.embedding.item.weight.abs().max() <= 2.0
+    assert layer.uvqk.std().item() == pytest.approx(0.02, rel=0.05)
+    assert layer.position_weight.std().item() == pytest.approx(0.02, rel=0.15)
+    assert layer.time_weight.std().item() == pytest.approx(0.02, rel=0.25)
+    assert layer.output.weight.abs().max().item() == pytest.approx(math.sqrt(6 / 100), rel=0.01)
+    assert model.embedding.position.std().item() == pytest.approx(math.sqrt(2 / 261), rel=0.05)
+
+
+def test_a_layer_is_the_published_formula():
+    settings = model_settings()
+    model = spread(build())
+    layer, batch = model.layers[1], made_batch([6, 0, 9])
+    x = torch.randn(15, 8)
+    z = silu(layer_norm(x, (8,), eps=1e-6) @ layer.uvqk)
+    u, v, q, k = z[:, :6], z[:, 6:12], z[:, 12:20], z[:, 20:]
+    bias = RelativeBias(layer.position_weight, layer.time_weight, batch.timestamps, batch.next_timestamps)
+    o = hstu_attention(
+        q.unflatten(1, (2, 4)),
+        k.unflatten(1, (2, 4)),
+        v.unflatten(1, (2, 3)),
+        batch.offsets,
+        max_len=settings.max_len,
+        bias=bias,
+        backend="reference",
+    ).flatten(1)
+    expected = x + (u * layer_norm(o, (6,), eps=1e-6)) @ layer.output.weight.T + layer.output.bias
+    found = layer(x, batch.offsets, RelativeBias(None, None, batch.timestamps, batch.next_timestamps))
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_way_in_is_scaled_items_plus_places_and_the_way_out_has_length_one():
+    model, batch = build(num_blocks=0).eval(), made_batch([4, 0, 2])
+    places = torch.tensor([0, 1, 2, 3, 0, 1])
+    embedded = model.embedding.item.weight[batch.items] * math.sqrt(8) + model.embedding.position[places]
+    torch.testing.assert_close(model(batch), normalize(embedded))
+    torch.testing.assert_close(model.item_vectors(), normalize(model.embedding.item.weight))
+    assert model.item_vectors().norm(dim=1).tolist() == pytest.approx([1.0] * 30)
+
+
+def test_positions_count_from_the_oldest_event():
+    assert positions(torch.tensor([0, 2, 2, 5]), 5).tolist() == [0, 1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["hstu", "sasrec"])
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0, 3], [20]], ids=str)
+def test_empty_batches_and_sequences_are_encoded_and_trained_on(name, lengths):
+    model = build_model(name, model_settings(), 30)
+    y = model(made_batch(lengths))
+    assert y.shape == (sum(lengths), 8)
+    (y.sum() + model.item_vectors().sum()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_row_sees_neither_later_events_nor_other_sequences(backend):
+    model, batch = spread(build(backend=backend)), made_batch([7, 20, 1])
+    before = model(batch)
+    items = batch.items.clone()
+    items[11:] = (items[11:] + 1) % 30
+    after = model(replace(batch, items=items))
+    torch.testing.assert_close(after[:11], before[:11])
+    assert not torch.isclose(after[11:], before[11:]).all(dim=1).any()
+
+
+def test_a_history_is_encoded_the_same_alone_and_in_a_batch():
+    model, batch = spread(build()), made_batch([7, 20, 1, 0, 12])
+    together = model(batch)
+    for b, (start, end) in enumerate(zip(batch.offsets[:-1], batch.offsets[1:], strict=True)):
+        torch.testing.assert_close(model(cut_out(batch, b)), together[start:end])
+
+
+def test_the_request_time_changes_the_last_row_only():
+    model, batch = spread(build()), made_batch([9])
+    later = batch.next_timestamps.clone()
+    later[-1] += 400 * 86_400
+    changed = ~torch.isclose(model(batch), model(replace(batch, next_timestamps=later))).all(dim=1)
+    assert changed.tolist() == [False] * 8 + [True]
+
+
+def test_backends_give_the_same_training_gradients():
+    gradients = []
+    for backend in ("reference", "cpu"):
+        model = spread(build(backend=backend, dropout=0.0)).train()
+        (model(made_batch([5, 20, 0, 13])) @ torch.ones(8)).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_acts_in_training_only():
+    model, batch = build(), made_batch([10])
+    assert not torch.equal(model(batch), model(batch))
+    model.eval()
+    assert torch.equal(model(batch), model(batch))
+
+
+def test_an_unknown_model_is_refused():
+    with pytest.raises(SettingsError, match=r"observed bert, expected hstu or sasrec"):
+        build_model("bert", model_settings(), 30)
