@@ -35,6 +35,7 @@ from components.conditions import (
 from components.console import log, print_header, print_table
 from components.dataset import Sequences, load_sequences
 from components.errors import SettingsError, StateError
+from components.examples import make_examples
 from components.files import replacing_folder, write_json
 from components.gate import Gate, judge
 from components.metrics import metric_names
@@ -43,8 +44,6 @@ from components.ranking import ModelScorer, PopularityScorer, Scorer, rank_catal
 from components.recommender import Recommender, load_model
 from components.settings import EvaluateSettings
 from components.targets import Targets, find_repeats, find_targets, find_tied
-
-NUM_RECOMMENDED, NUM_HISTORY_TITLES = 5, 5  # per example
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,12 @@ def evaluate(
     table = tabulate(conditions, cell.metrics, cell.interval)
     gate = _judge_gate(cell, conditions[f"{protocol}.valid"])
     facts = _describe(cell, valid, test, days)
+    examples = make_examples(cell.sequences, test.targets, Recommender.load(checkpoint), settings.num_examples)
     with replacing_folder(out) as folder:
         write_json(folder / "metrics.json", table)
         write_json(folder / "gate.json", asdict(gate))
         write_json(folder / "facts.json", facts)
-        write_json(folder / "examples.json", _make_examples(cell, test.targets, Recommender.load(checkpoint)))
+        write_json(folder / "examples.json", examples)
         pq.write_table(_per_user(cell, conditions), folder / "per_user.parquet", compression="zstd")
     _print(cell, table, gate, facts)
     log.info("evaluation written to %s; next: python -m components report", out)
@@ -225,35 +225,6 @@ def _per_user(cell: Cell, conditions: Mapping[str, Condition]) -> pa.Table:
             columns |= {metric: pa.array(values_UM[:, m].numpy()) for m, metric in enumerate(cell.metrics)}
             parts.append(pa.table(columns))
     return pa.concat_tables(parts).combine_chunks()
-
-
-def _make_examples(cell: Cell, targets: Targets, recommender: Recommender) -> list[dict[str, Any]]:
-    """Show what the service would have answered: the last known target of users evenly spaced, none picked by hand."""
-    known = targets.take(targets.items >= 0)
-    is_last = np.diff(known.users, append=-1) != 0
-    last = known.take(is_last)
-    places = (np.arange(cell.settings.num_examples) + 0.5) / max(cell.settings.num_examples, 1) * len(last)
-    chosen = last.take(np.unique(places.astype(np.int64))) if len(last) else last
-    return [_make_example(cell.sequences, chosen, index, recommender) for index in range(len(chosen))]
-
-
-def _make_example(sequences: Sequences, targets: Targets, index: int, recommender: Recommender) -> dict[str, Any]:
-    catalogue, history = recommender.catalogue, slice(targets.firsts[index], targets.positions[index])
-    rows, times = targets.known_items[history].tolist(), targets.known_timestamps[history].tolist()
-    answer = recommender.recommend(
-        [(catalogue.item_ids[row], time) for row, time in zip(rows, times, strict=True)],
-        NUM_RECOMMENDED,
-        request_time=int(sequences.timestamps[targets.rows[index]]),
-    )
-    return {
-        "user": int(sequences.user_ids[targets.users[index]]),
-        "history": [catalogue.titles[row] for row in rows[-NUM_HISTORY_TITLES:]],
-        "recommended": [
-            {"title": item.title, "score": None if item.score is None else round(item.score, 4)}
-            for item in answer.items
-        ],
-        "actual": catalogue.titles[targets.items[index]],
-    }
 
 
 def _print(cell: Cell, table: Table, gate: Gate, facts: Mapping[str, Any]) -> None:

@@ -21,7 +21,6 @@ from components.errors import SettingsError
 from components.files import hash_files
 from components.fitting import VALID_METRIC, Trainer, best_epoch
 from components.interruption import TrainingInterrupted, raising_on_signals
-from components.lifeline import end_with_ancestors
 from components.runs import Run, TrainingState, hash_run, prune_runs
 from kernels import choose_backend
 
@@ -49,14 +48,13 @@ _ROOT = Path(__file__).parent.parent
 def train(settings: TrainSettings, model: str, protocol: str, *, sequences: Path, checkpoint: Path, runs: Path) -> None:
     """Train, resume or merely copy the run of these settings, this data and this code; write `checkpoint`.
 
-    Ends this process when the one that started it ends. Ctrl-C ends it with status 130, SIGTERM with 143.
+    Ctrl-C ends it with status 130, SIGTERM with 143.
 
     Raises:
         StateError: there are no sequences, or nothing to train or validate on.
         SettingsError: the attention backend does not run here, or the loss is no longer finite.
         TrainingInterrupted: after Ctrl-C or SIGTERM.
     """
-    end_with_ancestors()
     command = f"--model {model} --protocol {protocol}"
     data, device = load_sequences(sequences), choose_device()
     hashes = {"data": hash_files([sequences]), "code": hash_files(_ROOT / path for path in CODE)}

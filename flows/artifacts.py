@@ -43,15 +43,6 @@ def metric_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def gate_sentence(gate: dict[str, Any]) -> str:
-    """Return the gate's verdict and the interval behind it as one line of Markdown."""
-    return (
-        f"**{gate['verdict']}**: {gate['model']} minus {gate['baseline']} in {gate['metric']} on the validation part "
-        f"of {gate['protocol']} is {gate['difference']:+.4f} [{gate['low']:+.4f}, {gate['high']:+.4f}] "
-        f"over {gate['num_users']:,} users."
-    )
-
-
 def _publish_metrics(file: Path) -> None:
     publish_table("metrics", metric_rows(read_json(file)), "Full-catalogue ranking, each metric with its interval.")
 
@@ -59,11 +50,13 @@ def _publish_metrics(file: Path) -> None:
 def _publish_gate(file: Path) -> None:
     gate = read_json(file)
     reasons = "".join(f"\n* {reason}" for reason in gate["reasons"])
-    create_markdown_artifact(f"{gate_sentence(gate)}\n{reasons}", key="gate", description="May this model be promoted?")
+    where = f"{gate['part']} part of {gate['protocol']}, {gate['num_users']:,} users"
+    create_markdown_artifact(f"**{gate['verdict']}** ({where})\n{reasons}", key="gate")
 
 
 def _publish_validation(file: Path) -> None:
-    publish_table("validation", read_json(file)["expectations"], "What the log was expected to look like.")
+    rows = [{name: row[name] for name in ("success", "claim", "observed")} for row in read_json(file)["expectations"]]
+    publish_table("validation", rows, "What the log was expected to look like.")
 
 
 def _publish_package(file: Path) -> None:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from components.errors import HstuflowError
 
@@ -24,8 +25,17 @@ GRACE_SECONDS = 30.0  # for the trainer to save a checkpoint after Ctrl-C
 
 _TAIL_LINES = 40
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
-_OWN_TIME = re.compile(r"^\d\d:\d\d:\d\d (?=\S)")  # the run's log writes the time itself
-_DVC_HINTS = ("To track the changes with git, run:", "\tgit add ", "To enable auto staging, run:", "\tdvc config core.")
+_OWN_TIME = re.compile(r"^\d\d:\d\d:\d\d ")  # the run's log writes the time itself
+_DVC_SMALL_TALK = (
+    "Running stage ",
+    "Generating lock file ",
+    "Updating lock file ",
+    "Use `dvc push` ",
+    "To track the changes with git, run:",
+    "\tgit add ",
+    "To enable auto staging, run:",
+    "\tdvc config core.autostage ",
+)
 _DVC_VERDICT = "ERROR: failed to reproduce"  # says which stage failed; the line before says why
 
 
@@ -45,18 +55,48 @@ def run_command(arguments: Sequence[str], *, name: str, log: Callable[[str], obj
         CommandFailedError: it ended with a status other than 0.
     """
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
-    with _started(arguments) as child:
+    with start(arguments, subprocess.PIPE) as child:
         try:
             for line in _lines(child):
                 tail.append(line)
                 log(line)
         except BaseException as error:
             # Ctrl-C, a timeout or a cancellation, raised by Prefect in this thread: hand it on and see the child end.
-            _end(child, signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM, log)
+            with ending(child, signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM):
+                for line in _lines(child):
+                    log(line)
             raise
     if child.returncode != 0:
         raise CommandFailedError(name, child.returncode, list(tail))
     return list(tail)
+
+
+def start(arguments: Sequence[str], output: int | IO[str]) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own that ends when this process does; stdout and stderr to `output`."""
+    tether = [sys.executable, "-I", str(Path(__file__).with_name("tether.py")), str(os.getpid())]
+    return subprocess.Popen(
+        [*tether, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=child_environment(),
+        start_new_session=True,  # the terminal's Ctrl-C comes to the flow alone, which hands it on once
+    )
+
+
+@contextmanager
+def ending(child: subprocess.Popen[str], how: signal.Signals) -> Iterator[None]:
+    """Signal the child and its own children, give them GRACE_SECONDS inside the block, then kill what is left."""
+    _signal_group(child, how)
+    killer = threading.Timer(GRACE_SECONDS, _signal_group, (child, signal.SIGKILL))
+    killer.start()
+    try:
+        yield
+    finally:
+        killer.cancel()
+        _signal_group(child, signal.SIGKILL)
 
 
 def find_error_line(lines: Sequence[str]) -> str | None:
@@ -85,42 +125,13 @@ def child_environment() -> dict[str, str]:
     }
 
 
-@contextmanager
-def _started(arguments: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    tether = [sys.executable, "-I", str(Path(__file__).with_name("tether.py")), str(os.getpid())]
-    child = subprocess.Popen(
-        [*tether, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=child_environment(),
-        start_new_session=True,  # the terminal's Ctrl-C comes to the flow alone, which hands it on once
-    )
-    with child:
-        yield child
-
-
 def _lines(child: subprocess.Popen[str]) -> Iterator[str]:
     if child.stdout is None:
         return
     for raw in child.stdout:
         line = _OWN_TIME.sub("", _CONTROL.sub("", raw.rstrip()))
-        if line and not line.startswith(_DVC_HINTS):
+        if line and not line.startswith(_DVC_SMALL_TALK):
             yield line
-
-
-def _end(child: subprocess.Popen[str], how: signal.Signals, log: Callable[[str], object]) -> None:
-    _signal_group(child, how)
-    killer = threading.Timer(GRACE_SECONDS, _signal_group, (child, signal.SIGKILL))
-    killer.start()
-    try:
-        for line in _lines(child):
-            log(line)
-    finally:
-        killer.cancel()
-        _signal_group(child, signal.SIGKILL)
 
 
 def _signal_group(child: subprocess.Popen[str], how: signal.Signals) -> None:

@@ -65,13 +65,12 @@ def waits_for_lock(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
 )
 def run_stage(stage: str) -> str:
     """Bring one stage up to date through `dvc repro --single-item`; return what happened in a few words."""
-    log = get_run_logger().info
-    outcome = "up to date"
-    if is_stale(stage):
-        start = time.monotonic()
-        run_command(["dvc", "repro", "--single-item", stage], name=stage, log=log)
-        outcome = f"ran in {time.monotonic() - start:.0f} s"
-    log(outcome)
+    try:
+        outcome = _repro(stage) if is_stale(stage) else "up to date"
+    except CommandFailedError:
+        publish(stage)  # what validation found is in its report
+        raise
+    get_run_logger().info(outcome)
     publish(stage)
     return outcome
 
@@ -83,3 +82,9 @@ def run_stages() -> dict[str, str]:
         timeout = TIMEOUT_SECONDS.get(stage.split("@")[0], HOUR)
         outcomes[stage] = run_stage.with_options(timeout_seconds=timeout)(stage)
     return outcomes
+
+
+def _repro(stage: str) -> str:
+    start = time.monotonic()
+    run_command(["dvc", "repro", "--single-item", stage], name=stage, log=get_run_logger().info)
+    return f"ran in {time.monotonic() - start:.0f} s"

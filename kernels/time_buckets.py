@@ -53,7 +53,7 @@ def fast_time_buckets(gaps: Tensor) -> Tensor:
 
 def _slice_of(magnitudes: Tensor) -> Tensor:
     """Return int32: the first 12 bits (sign, 8 of the exponent, 3 of the mantissa) as float32."""
-    return magnitudes.to(torch.float32).view(torch.int32) >> 20
+    return magnitudes.to(torch.float32).view(torch.int32).bitwise_right_shift_(20)
 
 
 @cache

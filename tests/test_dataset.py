@@ -64,8 +64,8 @@ def test_each_row_predicts_the_next_event_and_knows_its_time():
     assert {tensor.dtype for tensor in (batch.items, batch.timestamps, batch.offsets, targets)} == {torch.int64}
 
 
-def test_a_long_history_is_cut_from_its_end_into_windows_without_overlap():
-    assert find_training_windows(user(12), max_len=4).tolist() == [[0, 3], [3, 7], [7, 11]]
+def test_of_a_long_history_the_last_window_is_trained_on():
+    assert find_training_windows(user(12), max_len=4).tolist() == [[7, 11]]
 
 
 def test_the_first_held_out_event_is_no_target():
@@ -78,12 +78,12 @@ def test_a_user_with_less_than_two_training_events_gives_no_window(train):
 
 
 @given(logs(), st.integers(1, 6))
-def test_every_training_event_but_a_user_s_first_is_a_target_exactly_once(sequences, max_len):
+def test_the_last_training_events_of_a_user_are_targets_exactly_once(sequences, max_len):
     targets = np.concatenate([[], *(targets.numpy() for _, targets in epoch_of(sequences, max_len=max_len))])
     expected = [
         row
         for start, stop in zip(sequences.starts, sequences.valid_starts, strict=True)
-        for row in range(start + 1, stop)
+        for row in range(max(start + 1, stop - max_len), stop)
     ]
     assert sorted(targets.tolist()) == expected
 

@@ -17,7 +17,7 @@ from components import training
 from components.checkpoint import find_popular
 from components.dataset import load_sequences
 from components.errors import SettingsError, StateError
-from components.fitting import Trainer, best_epoch, derive_seed, learning_rate_at
+from components.fitting import Trainer, best_epoch, derive_seed, determinism, learning_rate_at
 from components.runs import Run, hash_run, prune_runs
 from components.training import CODE
 
@@ -34,12 +34,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sequences(folder):
     return load_sequences(folder)
-
-
-@pytest.fixture(autouse=True)
-def _no_lifeline(monkeypatch):
-    """The test process must not end with its parent."""
-    monkeypatch.setattr(training, "end_with_ancestors", lambda: None)
 
 
 def fit(sequences, *, state=None, name="hstu", **changes):
@@ -71,7 +65,7 @@ def run_train(folder, out, **changes):
 @pytest.mark.parametrize("name", ["hstu", "sasrec"])
 @pytest.mark.parametrize("loss", ["full", "sampled", "shared"])
 def test_loss_falls_and_validation_rises_where_order_can_be_learnt(sequences, name, loss):
-    epochs = fit(sequences, name=name, loss=loss, epochs=12, patience=12, dropout=0.0)[-1].epochs
+    epochs = fit(sequences, name=name, loss=loss, epochs=24, patience=24, dropout=0.0)[-1].epochs
     assert epochs[-1]["loss"] < 0.8 * epochs[0]["loss"]
     assert epochs[-1]["valid_ndcg@10"] > epochs[0]["valid_ndcg@10"]
 
@@ -82,9 +76,15 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_does_not(sequences):
     assert bits(first) != bits(other)
 
 
-def test_two_threads_repeat_themselves_too_and_leave_torch_as_it_was(sequences):
-    first, again = (fit(sequences, num_threads=2, epochs=2, loss="sampled")[-1].weights for _ in range(2))
-    assert bits(first) == bits(again)
+@pytest.mark.parametrize(
+    ("device", "num_threads", "expected"), [("cpu", 1, False), ("cpu", 2, True), ("cuda", 2, False)]
+)
+def test_only_several_threads_on_a_cpu_need_deterministic_algorithms(device, num_threads, expected):
+    before = torch.get_num_threads()
+    with determinism(torch.device(device), num_threads):
+        assert torch.get_num_threads() == num_threads
+        assert torch.are_deterministic_algorithms_enabled() is expected
+    assert torch.get_num_threads() == before
     assert not torch.are_deterministic_algorithms_enabled()
 
 
