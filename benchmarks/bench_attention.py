@@ -17,7 +17,7 @@ import datetime as dt
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +51,8 @@ def dense_attention(
     gaps_BNN = (next_timestamps[:, :, None] - timestamps[:, None, :]).abs().clamp(min=1)
     buckets = (gaps_BNN.float().log() / 0.301).long().clamp(0, 128)
     places = torch.arange(max_len)
+    assert bias.position_weight is not None
+    assert bias.time_weight is not None
     rab_BNN = bias.position_weight[max_len - 1 + places - places[:, None]] + bias.time_weight[buckets]
     weights = torch.nn.functional.silu(q @ k.transpose(2, 3) + rab_BNN[:, None]) / max_len
     o_BNHD = (weights.tril() @ v).transpose(1, 2)
@@ -75,7 +77,7 @@ def made_batch(args: argparse.Namespace) -> tuple[Batch, Tensor]:
     return Batch(items[:-1], times[:-1], times[1:], offsets), items[1:]
 
 
-def settings_of(args: argparse.Namespace, backend: str) -> SimpleNamespace:
+def settings_of(args: argparse.Namespace, backend: str) -> Any:  # noqa: ANN401 - stands in for TrainSettings
     return SimpleNamespace(
         max_len=args.max_len,
         dim=args.dim,
@@ -98,7 +100,7 @@ def operator_pass(args: argparse.Namespace, batch: Batch, attend: Callable[..., 
     leaves = [torch.randn(shape).requires_grad_() for _ in range(3)]
     tables = torch.randn(2 * args.max_len - 1).requires_grad_(), torch.randn(129).requires_grad_()
     bias = RelativeBias(*tables, batch.timestamps, batch.next_timestamps)
-    attend(*leaves, batch.offsets, max_len=args.max_len, bias=bias).sum().backward()
+    attend(*leaves, batch.offsets, max_len=args.max_len, bias=bias).sum().backward()  # type: ignore[no-untyped-call]
 
 
 class Step:
@@ -112,13 +114,13 @@ class Step:
 
     def __call__(self) -> None:
         """Take one step."""
-        hstu.hstu_attention = self.attend
+        setattr(hstu, "hstu_attention", self.attend)  # noqa: B010 - mypy refuses the plain assignment
         self.optimizer.zero_grad()
-        self.loss(self.model(self.batch), self.model.item_vectors(), self.targets, None).backward()
+        self.loss(self.model(self.batch), self.model.item_vectors(), self.targets, None).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
 
 
-def milliseconds(versions: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def milliseconds(versions: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
     """Return sorted CPU times; the versions take turns, after one round that does not count."""
     taken: dict[str, list[float]] = {name: [] for name in versions}
     for _ in range(rounds + 1):
@@ -146,7 +148,7 @@ def report(
 
 
 def facts(args: argparse.Namespace, num_rows: int) -> dict[str, object]:
-    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    revision = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     shape = {name: value for name, value in vars(args).items() if name != "results"}
     return {
         "day": dt.datetime.now(tz=dt.UTC).date().isoformat(),
@@ -190,7 +192,7 @@ def main() -> None:
     torch.manual_seed(0)
     batch, targets = made_batch(args)
     print(f"{cpu_name()}, torch {torch.__version__}, {args.threads} thread(s), {len(batch.items):,} rows")
-    versions = {
+    versions: dict[str, Callable[..., Tensor]] = {
         "cpu": partial(attend_by, "cpu"),
         "reference": partial(attend_by, "reference"),
         "dense": dense_attention,

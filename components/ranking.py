@@ -54,7 +54,9 @@ class PopularityScorer:
     """The same score for everybody: how often each item occurred, (X,)."""
 
     def __init__(self, counts: np.ndarray) -> None:
-        self._scores_X = torch.from_numpy(counts).double()  # exact up to 2**53 events
+        # Ranks of counts instead of counts: exact in float32, which counts above 2**24 are not.
+        _, places = np.unique(counts, return_inverse=True)
+        self._scores_X = torch.from_numpy(places).float()
 
     def __call__(self, targets: Targets) -> Tensor:
         """Return (T, X)."""

@@ -24,6 +24,7 @@ PARAMS = Path("params.yaml")
 ModelName = Literal["hstu", "sasrec"]
 Protocol = Literal["time_split", "leave_one_out"]
 SourceName = Literal["movielens-100k", "grouplens", "table"]
+TimestampUnit = Literal["auto", "s", "ms", "us", "iso"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -39,7 +40,7 @@ class IngestSettings(Section):
     source: SourceName = Field(description="which reader: the default download, a GroupLens archive, or your own table")
     path: str | None = Field(None, description="file, folder, glob or fsspec URL; unused by movielens-100k")
     columns: dict[str, str] = Field(default_factory=dict, description="canonical name -> name in your table")
-    timestamp_unit: Literal["auto", "s", "ms", "us", "iso"] = Field("auto", description="auto decides by magnitude")
+    timestamp_unit: TimestampUnit = Field("auto", description="auto decides by magnitude")
     items: str | None = Field(None, description="optional item table (title, genres, ...), same formats as path")
     item_columns: dict[str, str] = Field(default_factory=dict, description="as columns, for the item table")
 
@@ -94,7 +95,7 @@ class TrainSettings(Section):
     patience: int = Field(ge=1, description="epochs without a better validation NDCG@10 before stopping")
     seed: int = Field(ge=0)
     num_threads: int = Field(ge=1, description="CPU threads; two are 3-5x slower than one on a busy machine")
-    backend: Literal["auto", "reference", "cpu", "triton"]
+    backend: Literal["auto", "reference", "cpu"] = Field(description="of kernels.hstu_attention; auto says why it chose")
 
 
 class EvaluateSettings(Section):

@@ -11,15 +11,16 @@ from typing import Annotated
 import typer
 
 from components.errors import HstuflowError
+from components.settings import SourceName, TimestampUnit
 from flows.commands import child_environment
 from flows.run_log import use_short_lines
 
 
 def run(
-    source: Annotated[str | None, typer.Option(help="movielens-100k | grouplens | table")] = None,
+    source: Annotated[SourceName | None, typer.Option(help="which reader")] = None,
     path: Annotated[str | None, typer.Option(help="file, folder, glob or URL")] = None,
     columns: Annotated[str | None, typer.Option(help="user_id=userId,item_id=movieId,timestamp=ts,...")] = None,
-    timestamp_unit: Annotated[str | None, typer.Option(help="auto | s | ms | us | iso")] = None,
+    timestamp_unit: Annotated[TimestampUnit | None, typer.Option(help="auto decides by magnitude")] = None,
     items: Annotated[str | None, typer.Option(help="item table: file or URL")] = None,
     item_columns: Annotated[str | None, typer.Option(help="item_id=id,title=name,genres=tags")] = None,
     replace: Annotated[bool, typer.Option(help="let a different source replace what data/ holds")] = False,
@@ -32,6 +33,9 @@ def run(
 
     try:
         training_flow(**parameters)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+        sys.exit(130)
     finally:
         logging.getLogger("prefect").setLevel(logging.WARNING)  # the last word is ours, not the temporary server's
     sys.exit(subprocess.run([sys.executable, "-m", "components", "summary"], env=child_environment()).returncode)
@@ -44,9 +48,6 @@ def main() -> None:
     except HstuflowError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from here\n")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,10 @@ def nightly(port: Annotated[int, typer.Option(help="where the server listens")] 
             say(f"Prefect's UI     http://{HOST}:{port}")
             say(f"run it now       PREFECT_API_URL={api} .venv/bin/prefect deployment run hstuflow/nightly")
             say("stop             Ctrl-C")
-            wait_for_first_end(server=server, worker=worker)
+            try:
+                wait_for_first_end(server=server, worker=worker)
+            except KeyboardInterrupt:
+                say("stopping")
 
 
 def require_free(port: int) -> None:
@@ -99,14 +102,13 @@ def say(line: str) -> None:
 
 def main() -> None:
     """Run until Ctrl-C or SIGTERM, and say in one line what failed."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     try:
         typer.run(nightly)
     except HstuflowError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        say("stopped")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,11 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h; survives exec
 
 
 def tether(starter: int) -> None:
-    """Have the kernel kill this process when its parent ends; exit at once where `starter` has ended already."""
+    """Have the kernel kill this process when its parent ends; exit at once where `starter` has ended already.
+
+    A shell starts what it runs in the background with SIGINT ignored, and children inherit that; here it means stop.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != starter:

@@ -9,12 +9,11 @@ This file only says which step follows which.
 from __future__ import annotations
 
 import sys
-from typing import Literal
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from components.settings import SourceName
+from components.settings import SourceName, TimestampUnit
 from flows.commands import run_command
 from flows.ingestion import ingest, version_data
 from flows.run_log import hide_expected_tracebacks
@@ -26,7 +25,7 @@ def training_flow(
     source: SourceName | None = None,
     path: str | None = None,
     columns: str | None = None,
-    timestamp_unit: Literal["auto", "s", "ms", "us", "iso"] | None = None,
+    timestamp_unit: TimestampUnit | None = None,
     items: str | None = None,
     item_columns: str | None = None,
     replace: bool = False,

@@ -24,8 +24,8 @@ from kernels.hstu_cpu_bias import BiasGradients, PositionBias, TileBias, TimeBia
 from kernels.hstu_cpu_tiles import Tile, Visibility
 from kernels.length_groups import LengthGroup, LengthGroups
 
-# Scores (G*n*n) of a group at most. One core, ML-1M lengths (mean 107, at most 200), batch 128: forward and backward
-# take 33 ms, 39 ms with a quarter of it (more groups to dispatch), and no less with twice as many.
+# Scores (G*n*n) of a group at most. One core, ML-1M lengths (mean 100, at most 200), batch 128: forward and backward
+# take 37 ms, 47 ms with a quarter of it (more groups to dispatch), and hardly less with twice as many.
 _SCORES_PER_GROUP = 320_000
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kernels.length_groups import LengthGroup
 
-# One core, ML-1M lengths (mean 107, at most 200), batch 128, D 50: with 32 rows the backward pass takes 10% longer
-# (more, smaller products), with 200 rows 15% longer (the tiles above the diagonal are computed).
+# One core, batch 128, at most 200 events: forward and backward take 37 ms, 44 ms with 32 rows (more, smaller products).
+# Larger tiles are no faster there, and compute more above the diagonal the longer the sequences are.
 _ROWS_PER_TILE = 64
 
 

@@ -90,6 +90,15 @@ def test_cpu_in_float32_is_within_1e5_of_float64(mask):
     assert_close(found, expected, 1e-5)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_half_and_within_3_percent(backend, dtype):
+    problem = make_problem([33, 70], widths=(2, 16, 16), targets=True)
+    found = problem.to(dtype).output_and_gradients(backend)
+    assert {tensor.dtype for tensor in found.values()} == {dtype}
+    assert_close({name: t.double() for name, t in found.items()}, problem.output_and_gradients("reference"), 0.03)
+
+
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0], [1], [64], [65], [128, 129]], ids=str)
 def test_cpu_equals_reference_at_the_edges_of_its_tiles(lengths):
     problem = make_problem(lengths)
