@@ -82,7 +82,7 @@ def sequences() -> None:
 @app.command()
 def train(model: Model = "hstu", protocol: Split = "time_split") -> None:
     """Train one model on one protocol's training part."""
-    from components import lifeline
+    from components.fitting import lifeline
 
     lifeline.end_with_ancestors()  # before torch is imported: from here on a killed dvc or flow takes us along
     from components import training

@@ -95,7 +95,9 @@ class TrainSettings(Section):
     patience: int = Field(ge=1, description="epochs without a better validation NDCG@10 before stopping")
     seed: int = Field(ge=0)
     num_threads: int = Field(ge=1, description="CPU threads; two are 3-5x slower than one on a busy machine")
-    backend: Literal["auto", "reference", "cpu"] = Field(description="of kernels.hstu_attention; auto says why it chose")
+    backend: Literal["auto", "reference", "cpu"] = Field(
+        description="of kernels.hstu_attention; training says which and why"
+    )
 
 
 class EvaluateSettings(Section):
@@ -103,7 +105,8 @@ class EvaluateSettings(Section):
 
     cutoffs: tuple[PositiveInt, ...] = Field(min_length=1, description="k of HR@k and NDCG@k")
     headline_metric: str = Field(
-        pattern=r"^((hr|ndcg)@[1-9][0-9]*|mrr)$", description="decides the gate, the recent window, and leads the report"
+        pattern=r"^((hr|ndcg)@[1-9][0-9]*|mrr)$",
+        description="decides gate and recent window, leads the report",
     )
     recent_days: tuple[PositiveInt, ...] = Field(
         min_length=1, description="windows tried for recent popularity; validation chooses"

@@ -2,9 +2,9 @@
 
     python -m components train --model hstu --protocol time_split
 
-After every epoch the state goes to artifacts/runs/<hash>/ (components/runs.py); the same command resumes there, and a
-resumed run and an undisturbed one agree bit for bit on a CPU (components/fitting.py says why). The epoch with the best
-validation NDCG@10 is handed out; the test part is never read.
+After every epoch the state goes to artifacts/runs/<hash>/ (components/fitting/runs.py); the same command resumes there,
+and a resumed run and an undisturbed one agree bit for bit on a CPU (components/fitting/loop.py says why). The epoch with
+the best validation NDCG@10 is handed out; the test part is never read.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from components.checkpoint import describe_environment, find_popular, write_checkpoint
 from components.console import log, print_header
 from components.dataset import Sequences, load_sequences
 from components.errors import SettingsError
 from components.files import hash_files
-from components.fitting import VALID_METRIC, Trainer, best_epoch
-from components.interruption import TrainingInterrupted, raising_on_signals
-from components.runs import Run, TrainingState, hash_run, prune_runs
+from components.fitting.checkpoint import describe_environment, find_popular, write_checkpoint
+from components.fitting.interruption import TrainingInterrupted, raising_on_signals
+from components.fitting.loop import VALID_METRIC, Trainer, best_epoch
+from components.fitting.runs import Run, TrainingState, hash_run, prune_runs
 from kernels import choose_backend
 
 if TYPE_CHECKING:
@@ -30,15 +30,11 @@ if TYPE_CHECKING:
 # What besides parameters and data decides the checkpoint: dvc.yaml's deps of `train`, which a test compares.
 CODE = (
     "components/training.py",
-    "components/fitting.py",
-    "components/optimizer.py",
-    "components/selection.py",
+    "components/fitting",
     "components/targets.py",
     "components/ranking.py",
     "components/dataset.py",
     "components/metrics.py",
-    "components/runs.py",
-    "components/checkpoint.py",
     "components/model",
     "kernels",
 )

@@ -1,4 +1,4 @@
-"""Judge the log in data/ by the suites of `components/expectations.py`; list bad rows, or stop the pipeline.
+"""Judge the log in data/ by the suites of `components/expectations/suites.py`; list bad rows, or stop the pipeline.
 
     python -m components validate
 
@@ -21,16 +21,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components import expectations as ex
 from components.console import log
-from components.data_docs import write_page
 from components.errors import StateError, ValidationFailedError
+from components.expectations import suites
+from components.expectations.data_docs import write_page
+from components.expectations.profile import compare, profile_log
+from components.expectations.runner import Judgement, SuiteRunner
+from components.expectations.verdict import QUARANTINE, Verdict, complain, complain_about_types, count_reasons
 from components.files import read_json, replacing_file, replacing_folder, write_json
 from components.interactions import INTERACTIONS, list_partitions, read_interactions, read_items, read_manifest
-from components.profile import compare, profile_log
 from components.settings import ValidateSettings
-from components.suite_runner import Judgement, SuiteRunner
-from components.verdict import QUARANTINE, Verdict, complain, complain_about_types, count_reasons
 
 EXAMPLES_PER_REASON = 5  # rows shown in the data docs
 
@@ -66,23 +66,23 @@ def judge_log(settings: ValidateSettings, data: Path, promoted_profile: Path) ->
     Rows are read only when the types are right, and the whole is judged on what is left after the quarantine.
     """
     runner = SuiteRunner()
-    schemas = ex.type_frame(_read_schemas(data))
-    types = runner.run("types", schemas, ex.type_suite())
+    schemas = suites.type_frame(_read_schemas(data))
+    types = runner.run("types", schemas, suites.type_suite())
     if not all(judgement.success for judgement in types):
         num_rows = sum(pq.read_metadata(file).num_rows for file in list_partitions(data))
         notes = ["Columns are not as they should be, so rows were not looked at."]
         return Verdict(num_rows, types, complain_about_types(types, schemas), notes)
 
     table, items = read_interactions(data), read_items(data)["item_id"].combine_chunks()
-    frame = ex.event_frame(table, items)
-    rows = runner.run("rows", frame, ex.row_suite(settings, has_items=len(items) > 0))
+    frame = suites.event_frame(table, items)
+    rows = runner.run("rows", frame, suites.row_suite(settings, has_items=len(items) > 0))
     quarantine, positions = _quarantine(table, rows)
     kept = frame.drop(index=positions)
 
     source = _source(data)
     promoted, notes = _read_promoted(promoted_profile, source)
-    facts = ex.measure(kept, len(frame)) | (compare(kept, promoted) if promoted else {})
-    whole = runner.run("log", pd.DataFrame([facts]), ex.log_suite(settings, compared=promoted is not None))
+    facts = suites.measure(kept, len(frame)) | (compare(kept, promoted) if promoted else {})
+    whole = runner.run("log", pd.DataFrame([facts]), suites.log_suite(settings, compared=promoted is not None))
     reasons = count_reasons(rows)
     return Verdict(
         num_rows=len(frame),

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from made_logs import DAY, Event, build, train_settings, walking_log, write_log
 
-from components.checkpoint import find_popular, write_checkpoint
 from components.dataset import load_sequences
 from components.evaluation import evaluate
 from components.files import write_json
+from components.fitting.checkpoint import find_popular, write_checkpoint
 from components.model import build_model
 from components.settings import EvaluateSettings, Settings, load_settings
 

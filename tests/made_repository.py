@@ -87,11 +87,15 @@ def make_repository(folder: Path) -> Repository:
     )
     _git(repository.root, "init", "--quiet")
     _git(repository.root, "add", "--all")
-    _git(repository.root, "-c", "user.name=made", "-c", "user.email=made@example.org", "commit", "--quiet", "-m", "made")
+    _git(
+        repository.root, "-c", "user.name=made", "-c", "user.email=made@example.org", "commit", "--quiet", "-m", "made"
+    )
     return repository
 
 
-def write_table(folder: Path, *, users: int = 60, items: int = 80, events: int = 50, seed: int = 1) -> tuple[Path, Path]:
+def write_table(
+    folder: Path, *, users: int = 60, items: int = 80, events: int = 50, seed: int = 1
+) -> tuple[Path, Path]:
     """Write log.csv (`events` of each user, who mostly steps from an item to the next) and items.csv, string ids."""
     chance = random.Random(seed)
     rows = []
@@ -109,7 +113,11 @@ def write_table(folder: Path, *, users: int = 60, items: int = 80, events: int =
 def ingest_options(log: Path, catalogue: Path | None = None) -> Sequence[str]:
     """Return the options that read what write_table() wrote."""
     options = ["--source", "table", "--path", str(log), "--columns", COLUMNS]
-    return options if catalogue is None else [*options, "--items", str(catalogue), "--item-columns", "item_id=what,title=name"]
+    return (
+        options
+        if catalogue is None
+        else [*options, "--items", str(catalogue), "--item-columns", "item_id=what,title=name"]
+    )
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -9,10 +9,10 @@ import psutil
 import pytest
 
 from components.errors import SettingsError
-from components.lifeline import PARENT_VARIABLE, find_ancestors, is_gone, is_shell_command
+from components.fitting.lifeline import PARENT_VARIABLE, find_ancestors, is_gone, is_shell_command
 
 ROOT = Path(__file__).parent.parent
-SHOW = "from components.lifeline import find_ancestors; print(*(p.pid for p in find_ancestors()))"
+SHOW = "from components.fitting.lifeline import find_ancestors; print(*(p.pid for p in find_ancestors()))"
 
 
 @pytest.mark.parametrize(

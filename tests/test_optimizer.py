@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from components.optimizer import BETAS, AdamW
+from components.fitting.optimizer import BETAS, AdamW
 
 
 def test_twenty_steps_equal_those_of_torch():

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.profile import MAX_ACTIONS, SKETCH_SIZE, compare, profile_log, share_of_new, sketch
+from components.expectations.profile import MAX_ACTIONS, SKETCH_SIZE, compare, profile_log, share_of_new, sketch
 
 
 def events(users: list[int], items: list[int], actions: list[str]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import pytest
 from made_logs import build, train_settings, walking_log, write_log
 from ruamel.yaml import YAML
 
-from components.runs import Run
+from components.fitting.runs import Run
 
 ROOT = Path(__file__).parent.parent
 TRAIN = [sys.executable, "-m", "components", "train"]

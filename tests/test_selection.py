@@ -6,8 +6,8 @@ import torch
 from made_logs import build, train_settings, walking_log, write_log
 
 from components.dataset import load_sequences, make_batch
+from components.fitting.selection import ValidationPart, choose_targets, share_windows
 from components.model import build_model
-from components.selection import ValidationPart, choose_targets, share_windows
 from components.targets import find_targets
 
 

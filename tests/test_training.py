@@ -14,11 +14,11 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from components import training
-from components.checkpoint import find_popular
 from components.dataset import load_sequences
 from components.errors import SettingsError, StateError
-from components.fitting import Trainer, best_epoch, derive_seed, determinism, learning_rate_at
-from components.runs import Run, hash_run, prune_runs
+from components.fitting.checkpoint import find_popular
+from components.fitting.loop import Trainer, best_epoch, derive_seed, determinism, learning_rate_at
+from components.fitting.runs import Run, hash_run, prune_runs
 from components.training import CODE
 
 ROOT = Path(__file__).parent.parent

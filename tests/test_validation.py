@@ -14,13 +14,13 @@ import pytest
 
 from components import validation
 from components.errors import StateError, ValidationFailedError
-from components.expectations import Expectation, row_suite
+from components.expectations.runner import SuiteRunner
+from components.expectations.suites import Expectation, row_suite
+from components.expectations.verdict import QUARANTINE
 from components.files import read_json, write_json
 from components.interactions import INTERACTIONS, read_interactions
 from components.settings import ValidateSettings
-from components.suite_runner import SuiteRunner
 from components.validation import validate
-from components.verdict import QUARANTINE
 
 MONTHS = ("2001-09", "2001-10")
 ROWS_A_MONTH = 150

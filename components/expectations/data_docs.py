@@ -12,8 +12,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from components.suite_runner import render_table, version
-from components.verdict import Verdict
+from components.expectations.runner import render_table, version
+from components.expectations.verdict import Verdict
 
 PAGE = "data_docs.j2"
 SECTIONS = {

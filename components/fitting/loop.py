@@ -20,11 +20,11 @@ from torch import Tensor
 from components.console import Progress, log
 from components.dataset import Batch, Sequences, find_training_windows, iterate_training_batches
 from components.errors import SettingsError, StateError
+from components.fitting.optimizer import AdamW
+from components.fitting.runs import TrainingState, Weights
+from components.fitting.selection import ValidationPart
 from components.model import build_model
 from components.model.losses import make_loss
-from components.optimizer import AdamW
-from components.runs import TrainingState, Weights
-from components.selection import ValidationPart
 
 if TYPE_CHECKING:
     from components.settings import TrainSettings

@@ -19,8 +19,8 @@ import torch
 
 from components.dataset import Sequences
 from components.files import replacing_file, write_json
+from components.fitting.runs import Weights
 from components.model.popularity import fit_popularity
-from components.runs import Weights
 
 POPULAR_DAYS = 30
 POPULAR_ITEMS = 200

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from components.suite_runner import Judgement
+from components.expectations.runner import Judgement
 
 QUARANTINE = pa.schema([("partition", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
 WORST_REASONS = 3  # named in a complaint

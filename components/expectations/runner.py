@@ -19,7 +19,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from components.errors import ValidationFailedError
-from components.expectations import Expectation
+from components.expectations.suites import Expectation
 
 if TYPE_CHECKING:
     from great_expectations.core import ExpectationValidationResult
