@@ -2,10 +2,10 @@
 
     python -m components evaluate --model hstu --protocol time_split
 
-Writes artifacts/evaluation/<protocol>/<model>/ (docs/architecture.md has the formats). What is a target and what is its
-history: components/targets.py; filters and ties: components/ranking.py, components/metrics.py; what is averaged over
-what: components/conditions.py; the verdict: components/gate.py. Popularity is fitted at the start of the window that is
-judged; how many days count as recent is chosen on the validation part. Shapes: T targets, U users, M metrics.
+Writes artifacts/evaluation/<protocol>/<model>/ (docs/architecture.md has the formats). In components/ranking/: what
+is a target and what is its history (targets), filters and blocks (blocks), what is averaged over what (conditions), the
+verdict (gate). Popularity is fitted at the start of the window that is judged; how many days count as recent is chosen on
+the validation part. Shapes: T targets, U users, M metrics.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from components.conditions import (
+from components.console import log, print_header, print_table
+from components.dataset import Sequences, load_sequences
+from components.errors import SettingsError, StateError
+from components.files import replacing_folder, write_json
+from components.metrics import metric_names
+from components.model.popularity import fit_popularity
+from components.ranking.blocks import ModelScorer, PopularityScorer, Scorer, rank_catalogue
+from components.ranking.conditions import (
     SEED,
     Condition,
     Interval,
@@ -32,18 +39,11 @@ from components.conditions import (
     slice_by_history,
     tabulate,
 )
-from components.console import log, print_header, print_table
-from components.dataset import Sequences, load_sequences
-from components.errors import SettingsError, StateError
-from components.examples import make_examples
-from components.files import replacing_folder, write_json
-from components.gate import Gate, judge
-from components.metrics import metric_names
-from components.model.popularity import fit_popularity
-from components.ranking import ModelScorer, PopularityScorer, Scorer, rank_catalogue
+from components.ranking.examples import make_examples
+from components.ranking.gate import Gate, judge
+from components.ranking.targets import Targets, find_repeats, find_targets, find_tied
 from components.recommender import Recommender, load_model
 from components.settings import EvaluateSettings
-from components.targets import Targets, find_repeats, find_targets, find_tied
 
 
 @dataclass(frozen=True)

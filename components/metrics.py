@@ -37,8 +37,9 @@ def rank_targets(scores_TX: Tensor, targets_T: Tensor) -> Ranks:
     """
     known = targets_T >= 0
     own_T1 = scores_TX.gather(1, targets_T.clamp(min=0)[:, None])
-    below = (scores_TX < own_T1).sum(1)
-    tied = (scores_TX == own_T1).sum(1)  # the target itself included, unless it is NaN
+    # count_nonzero, because sum first makes 8 bytes of each boolean: three times slower.
+    below = torch.count_nonzero(scores_TX < own_T1, dim=1)
+    tied = torch.count_nonzero(scores_TX == own_T1, dim=1)  # the target itself included, unless it is NaN
     above = scores_TX.shape[1] - below - tied - (tied == 0).long()
     return Ranks(above.where(known, -1), (tied - 1).clamp(min=0))
 

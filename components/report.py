@@ -15,9 +15,9 @@ from typing import Any
 
 from components.console import log, print_table
 from components.files import read_json, replacing_file, replacing_folder, write_json
-from components.page import Page, draw_plots, metric_name, render_page
-from components.plots import standalone
-from components.results import BASELINES, Result, merge_metrics, read_results, read_written, sort_metrics
+from components.page.content import Page, draw_plots, metric_name, render_page
+from components.page.plots import standalone
+from components.page.results import BASELINES, Result, merge_metrics, read_results, read_written, sort_metrics
 from components.settings import Settings
 
 NUM_TITLES = 3

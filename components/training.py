@@ -3,8 +3,8 @@
     python -m components train --model hstu --protocol time_split
 
 After every epoch the state goes to artifacts/runs/<hash>/ (components/fitting/runs.py); the same command resumes there,
-and a resumed run and an undisturbed one agree bit for bit on a CPU (components/fitting/loop.py says why). The epoch with
-the best validation NDCG@10 is handed out; the test part is never read.
+and a resumed run and an undisturbed one agree bit for bit on a CPU (components/fitting/loop.py says why). The epoch
+with the best validation NDCG@10 is handed out; the test part is never read.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 CODE = (
     "components/training.py",
     "components/fitting",
-    "components/targets.py",
-    "components/ranking.py",
+    "components/ranking/targets.py",
+    "components/ranking/blocks.py",
     "components/dataset.py",
     "components/metrics.py",
     "components/model",

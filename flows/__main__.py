@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+import atexit
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -14,6 +16,7 @@ from components.errors import HstuflowError
 from components.settings import SourceName, TimestampUnit
 from flows.commands import child_environment
 from flows.run_log import use_short_lines
+from flows.server import find_free_port, running_server
 
 
 def run(
@@ -27,18 +30,27 @@ def run(
 ) -> None:
     """Run the training flow: log -> validated, trained, evaluated, packaged and promoted model."""
     parameters = dict(locals())
-    os.environ.setdefault("DO_NOT_TRACK", "1")
     use_short_lines()
-    from flows.training import training_flow  # imports prefect, 2-4 s: not for --help
+    wait_until_healthy = start_server()
+    from flows.training import training_flow  # imports prefect, 2-4 s: not for --help, and while the server starts
 
     try:
+        wait_until_healthy()
         training_flow(**parameters)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from here\n")
         sys.exit(130)
-    finally:
-        logging.getLogger("prefect").setLevel(logging.WARNING)  # the last word is ours, not the temporary server's
     sys.exit(subprocess.run([sys.executable, "-m", "components", "summary"], env=child_environment()).returncode)
+
+
+def start_server() -> Callable[[], None]:
+    """Start a server for this run unless PREFECT_API_URL names one; return a function that waits for it."""
+    if "PREFECT_API_URL" in os.environ:
+        return lambda: None
+    stack = ExitStack()
+    # Registered before Prefect is imported, so called after Prefect has sent its last logs and events.
+    atexit.register(stack.close)
+    return stack.enter_context(running_server(find_free_port(), "--no-scheduler", "--no-late-runs"))
 
 
 def main() -> None:

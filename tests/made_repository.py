@@ -17,7 +17,17 @@ ROOT = Path(__file__).parent.parent
 # What a run leaves behind and git keeps; a scratch repository starts without.
 STATE = ("data.dvc", "dvc.lock", "registry/")
 COLUMNS = "user_id=who,item_id=what,timestamp=when"
-TINY_MODEL = {"max_len": 20, "dim": 8, "num_blocks": 1, "head_dim_qk": 8, "head_dim_v": 8, "epochs": 2, "patience": 99}
+TINY_MODEL = {
+    "max_len": 20,
+    "dim": 16,
+    "num_blocks": 1,
+    "head_dim_qk": 16,
+    "head_dim_v": 16,
+    "learning_rate": 0.01,
+    "warmup_steps": 5,
+    "epochs": 12,
+    "patience": 999,
+}
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from components.conditions import Interval, Judged, average, build_conditions, slice_by_history, tabulate
-from components.targets import Targets
+from components.ranking.conditions import Interval, Judged, average, build_conditions, slice_by_history, tabulate
+from components.ranking.targets import Targets
 
 INTERVAL = Interval(samples=100, confidence=0.9)
 

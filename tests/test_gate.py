@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from components.gate import FEW_USERS, decide, judge
+from components.ranking.gate import FEW_USERS, decide, judge
 
 
 def judged(model, **baselines):

@@ -12,8 +12,8 @@ from made_logs import DAY, build, train_settings, walking_log, write_log
 from components.dataset import load_sequences, make_batch
 from components.metrics import expected_hit_rate, measure
 from components.model import build_model
-from components.ranking import ModelScorer, PopularityScorer, encode_histories, mark_seen, rank_catalogue
-from components.targets import find_targets
+from components.ranking.blocks import ModelScorer, PopularityScorer, encode_histories, mark_seen, rank_catalogue
+from components.ranking.targets import find_targets
 
 MAX_LEN = 8  # shorter than most histories, so both kinds of windows occur
 

@@ -10,8 +10,8 @@ from made_evaluations import make_results, report_settings, run_evaluation
 
 from components.errors import SettingsError, StateError
 from components.files import read_json, write_json
+from components.page.results import sort_metrics
 from components.report import print_summary, write_report
-from components.results import sort_metrics
 
 EVIL = '<script>alert("1")</script> [bold] & Söhne'
 TITLES = dict.fromkeys(range(1, 26), EVIL)

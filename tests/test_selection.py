@@ -8,7 +8,7 @@ from made_logs import build, train_settings, walking_log, write_log
 from components.dataset import load_sequences, make_batch
 from components.fitting.selection import ValidationPart, choose_targets, share_windows
 from components.model import build_model
-from components.targets import find_targets
+from components.ranking.targets import find_targets
 
 
 @pytest.fixture(scope="module")

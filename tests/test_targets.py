@@ -6,7 +6,7 @@ from made_evaluations import COLD
 from made_logs import build, walking_log, write_log
 
 from components.dataset import Sequences, load_sequences
-from components.targets import find_encoder_windows, find_repeats, find_targets, find_tied
+from components.ranking.targets import find_encoder_windows, find_repeats, find_targets, find_tied
 
 
 def made_sequences():

@@ -16,8 +16,8 @@ from torch import Tensor
 from components.dataset import Sequences
 from components.errors import StateError
 from components.metrics import average_by_user, expected_ndcg
-from components.ranking import ModelScorer, rank_catalogue
-from components.targets import Targets, find_targets
+from components.ranking.blocks import ModelScorer, rank_catalogue
+from components.ranking.targets import Targets, find_targets
 
 if TYPE_CHECKING:
     from components.model import SequenceModel

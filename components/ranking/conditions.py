@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from components.metrics import Ranks, average_by_user, bootstrap_interval, measure
-from components.targets import Targets
+from components.ranking.targets import Targets
 
 SEED = 1  # of every bootstrap: the same users are resampled for each model and condition
 HISTORY_LENGTHS = (1, 10, 30, 100, 300)  # lower edges of the slices

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from components.dataset import Sequences
+from components.ranking.targets import Targets
 from components.recommender import Recommender
-from components.targets import Targets
 
 NUM_RECOMMENDED, NUM_HISTORY_TITLES = 5, 5
 

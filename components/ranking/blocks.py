@@ -18,7 +18,7 @@ from torch import Tensor
 from components.console import Progress
 from components.dataset import Batch, iterate_in_blocks, rows_of_ranges
 from components.metrics import Ranks, rank_targets
-from components.targets import Targets, find_encoder_windows
+from components.ranking.targets import Targets, find_encoder_windows
 
 if TYPE_CHECKING:
     from components.model import SequenceModel

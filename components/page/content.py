@@ -1,4 +1,4 @@
-"""From results to the report's page: what it says and in which order; components/report.html.j2 says how it looks.
+"""From results to the report's page: what it says and in which order; components/page/report.html.j2 says how it looks.
 
 One file, no network, no script: it opens from disk, in a mail, on a phone. jinja2 escapes the titles of the log.
 """
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.plots import Series, draw_curves, draw_intervals
-from components.results import BASELINES, Metrics, Result, sort_metrics
+from components.page.plots import Series, draw_curves, draw_intervals
+from components.page.results import BASELINES, Metrics, Result, sort_metrics
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -86,7 +86,7 @@ def render_page(page: Page, plots: Mapping[str, str]) -> str:
         metric_names=sort_metrics(page.metrics[page.lead.protocol][page.lead.model]),
         conditions=_condition_rows(page),
         other_protocols=[protocol for protocol in _protocols(page) if protocol != page.lead.protocol],
-        plots={name: Markup(svg) for name, svg in plots.items()},  # noqa: S704 - made by components/plots.py
+        plots={name: Markup(svg) for name, svg in plots.items()},  # noqa: S704 - made by components/page/plots.py
         outcome=[text.format(model=page.name(page.lead.model)) for text in OUTCOMES[page.lead.gate["verdict"]]],
         expectations=_count_expectations(page.validation),
     )

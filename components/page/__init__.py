@@ -1,0 +1,1 @@
+"""The report: results read back, plots, the page. `components/report.py` puts them together."""
