@@ -4,8 +4,8 @@
 
 Writes artifacts/evaluation/<protocol>/<model>/ (docs/architecture.md has the formats). In components/ranking/:
 what is a target and its history (targets), filters and blocks (blocks), what is averaged over what (conditions), the
-verdict (gate). Popularity is fitted at the start of the window that is judged; how many days count as recent is chosen on the
-validation part. Shapes: T targets, U users, M metrics.
+verdict (gate). Popularity is fitted at the start of the window that is judged; how many days count as recent is
+chosen on the validation part. Shapes: T targets, U users, M metrics.
 """
 
 from __future__ import annotations
