@@ -1,7 +1,6 @@
-"""kill -9 in mid-training with the real DVC and the real flow: the same command resumes and ends in the same weights."""
+"""kill -9 in mid-training, with the real DVC and the real flow: the same command resumes, to the same weights."""
 
 import signal
-import sys
 import time
 
 import psutil
@@ -120,10 +119,7 @@ def test_an_interrupted_and_a_killed_flow_leave_nothing_running_and_the_next_one
     wait_until_gone(processes(repository))
 
     flow, _ = start_training(repository, FLOW, "killed.log")
-    running = processes(repository)
-    assert {p.pid for p in [the_one(repository, "repro", STAGE), the_one(repository, "components", "train")]} <= {
-        p.pid for p in running
-    }
+    running = [the_one(repository, "repro", STAGE), the_one(repository, "components", "train"), *processes(repository)]
     flow.kill()
     flow.wait()
     wait_until_gone(running)  # dvc, the trainer and Prefect's server too
@@ -134,12 +130,3 @@ def test_an_interrupted_and_a_killed_flow_leave_nothing_running_and_the_next_one
     assert resumed_epoch(log.read_text()) > 3
     assert (repository.root / WEIGHTS).read_bytes() == undisturbed
     assert repository.run("dvc", "status").stdout == "Data and pipelines are up to date.\n"
-
-
-def test_the_trainer_of_a_stopped_flow_is_not_started_twice(repository):
-    flow, _ = start_training(repository, FLOW, "first.log")
-    second = repository.run(sys.executable, "-m", "components", "train", "--model", "hstu", "--protocol", "time_split")
-    flow.send_signal(signal.SIGINT)
-    flow.wait()
-    assert second.returncode == 2
-    assert second.stdout.splitlines()[-1].startswith("error: "), second.stdout
