@@ -102,17 +102,21 @@ def evaluate(
 def _load_scorer(cell: Cell, checkpoint: Path) -> ModelScorer:
     _check_headline(cell)
     model, facts = load_model(checkpoint)
-    data_hash = cell.sequences.split["data_hash"]
-    if (facts["model"], facts["data_hash"], facts["num_items"]) != (cell.model, data_hash, cell.sequences.num_items):
+    split = cell.sequences.split
+    if (facts["model"], facts["split"]) != (cell.model, split):
         raise StateError(
-            "was trained on other data, or is another model",
+            "was trained on other data, split elsewhere, or is another model",
             where=str(checkpoint),
-            observed=f"{facts['model']}, data {facts['data_hash'][:8]}, {facts['num_items']} items",
-            expected=f"{cell.model}, data {data_hash[:8]}, {cell.sequences.num_items} items",
+            observed=f"{facts['model']}, {_describe_split(facts['split'])}",
+            expected=f"{cell.model}, {_describe_split(split)}",
             todo="Run `dvc repro`",
         )
     torch.set_num_threads(facts["settings"].get("num_threads", 1))
     return ModelScorer(model, facts["settings"]["max_len"])
+
+
+def _describe_split(split: Mapping[str, Any]) -> str:
+    return f"data {split['data_hash'][:8]}, {split['num_items']} items, train before {split['train_end']}"
 
 
 def _check_headline(cell: Cell) -> None:

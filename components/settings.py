@@ -12,7 +12,7 @@ import datetime as dt
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -143,6 +143,19 @@ class Settings(Section):
     report: ReportSettings
     package: PackageSettings
 
+    @model_validator(mode="after")
+    def _fit_together(self) -> Settings:
+        missing = [model for model in self.models if model not in self.train]
+        if missing:
+            raise ValueError(f"models lists {missing[0]}, but there is no section train.{missing[0]}")
+        if self.package.model not in self.models:
+            raise ValueError(f"package.model is {self.package.model}, but models does not list it")
+        if self.report.headline_protocol not in self.protocols:
+            raise ValueError(
+                f"report.headline_protocol is {self.report.headline_protocol}, but protocols does not list it"
+            )
+        return self
+
 
 def load_settings(path: Path = PARAMS) -> Settings:
     """Read and check params.yaml.
@@ -161,8 +174,10 @@ def check_settings(tree: object, *, where: str) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        if not key:  # sections that do not fit together: the message says it all
+            raise SettingsError(first["msg"].removeprefix("Value error, "), where=where) from None
         raise SettingsError(
-            f"{key or 'the whole file'} is wrong",
+            f"{key} is wrong",
             where=where,
             observed=repr(first.get("input"))[:80],
             expected=first["msg"],

@@ -53,6 +53,15 @@ def test_the_baseline_to_beat_is_the_better_one():
     assert gate.difference == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(
+    ("users", "verdict"), [(1, "inconclusive"), (3, "inconclusive"), (5, "inconclusive"), (12, "accepted")]
+)
+def test_a_handful_of_users_proves_nothing_however_clear_they_look(users, verdict):
+    gate = judged([0.5 + 0.01 * user for user in range(users)], popularity=[0.2] * users)
+    assert gate.low > 0
+    assert gate.verdict == verdict
+
+
 def test_few_users_are_named_as_a_reason():
     few, enough = (judged([0.5] * n, popularity=[0.2] * n) for n in (FEW_USERS - 1, FEW_USERS))
     assert f"only {FEW_USERS - 1} users" in few.reasons[1]

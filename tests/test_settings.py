@@ -40,6 +40,24 @@ def test_a_wrong_key_is_named_in_full(params: Path, old: str, new: str, named: s
         load_settings(params)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("  sasrec:\n", "  hstu2:\n", "train.hstu2"),
+        ("models: [hstu]", "models: [sasrec]", "package.model is hstu, but models does not list it"),
+        (
+            "protocols: [time_split]",
+            "protocols: [leave_one_out]",
+            "report.headline_protocol is time_split, but protocols",
+        ),
+    ],
+)
+def test_sections_that_do_not_fit_together_are_said(params: Path, old: str, new: str, sentence: str):
+    params.write_text(params.read_text().replace(old, new))
+    with pytest.raises(SettingsError, match=sentence):
+        load_settings(params)
+
+
 def test_a_missing_or_broken_file_says_so(tmp_path: Path):
     with pytest.raises(SettingsError, match="no such file"):
         load_settings(tmp_path / "params.yaml")
