@@ -2,8 +2,9 @@
 
     python -m components package
 
-The same checkpoint, code and verdict give the same tag and, at the same commit, the same bytes. The Bento is built in a
-store of its own: `hstuflow:latest` in the user's store stays the champion until `promote` (components/registry.py).
+The same checkpoint, code, verdict and commit give the same tag and the same bytes; all that the service says of itself
+is part of what the tag is a hash of. The Bento is built in a store of its own: `hstuflow:latest` in the user's store
+stays the champion until `promote` (components/registry.py).
 """
 
 from __future__ import annotations
@@ -36,6 +37,14 @@ BUILDER = ROOT / "components" / "bento_builder.py"
 
 
 @dataclass(frozen=True)
+class Commit:
+    """Where the code stands in git."""
+
+    name: str  # ends in -dirty where packaged files differ from it; "unknown" outside git
+    time: int  # seconds; 0 outside git
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A trained and judged model on its way into a Bento."""
 
@@ -47,23 +56,19 @@ class Candidate:
     metrics: dict[str, Any]  # metric -> value, low, high
     data_hash: str
     name: str  # of the Bento and of its model
+    commit: Commit
 
     @property
     def model_version(self) -> str:
-        """The model's tag after the colon: the same for the same checkpoint and judgement."""
-        return _version(self.name, self.checkpoint_hash, self.verdict, self.metrics)
+        """The model's tag after the colon: the same for the same checkpoint, judgement and commit.
+
+        A store keeps the first entry of a tag, so all that the entry says has to be in its tag.
+        """
+        return _version(self.name, self.checkpoint_hash, _metadata(self))
 
     def bento_version(self, code_hash: str) -> str:
         """The Bento's tag after the colon: the same for the same model and code."""
         return _version(self.model_version, code_hash)
-
-
-@dataclass(frozen=True)
-class Commit:
-    """Where the code stands in git."""
-
-    name: str  # ends in -dirty where packaged files differ from it; "unknown" outside git
-    time: int  # seconds; 0 outside git
 
 
 def package(settings: PackageSettings, *, artifacts: Path, reports: Path) -> dict[str, Any]:
@@ -75,15 +80,14 @@ def package(settings: PackageSettings, *, artifacts: Path, reports: Path) -> dic
         StateError: checkpoint or reports are missing or belong to another model, or the build failed.
     """
     candidate = read_candidate(settings, artifacts=artifacts, reports=reports)
-    commit = find_commit()
     with tempfile.TemporaryDirectory(prefix="hstuflow-package-") as name:
         scratch = Path(name)
         stage_sources(scratch / "sources")
         version = candidate.bento_version(hash_files([scratch / "sources"]))
         level = logging.INFO if candidate.verdict == "accepted" else logging.WARNING
         log.log(level, "packaging %s:%s, which the gate finds %s", candidate.name, version, candidate.verdict)
-        build_bento(scratch, candidate, version, commit)
-        write_archive(scratch / "bento", artifacts / "hstuflow.bento", commit.time)
+        build_bento(scratch, candidate, version)
+        write_archive(scratch / "bento", artifacts / "hstuflow.bento", candidate.commit.time)
     packaged = {
         "name": candidate.name,
         "tag": f"{candidate.name}:{version}",
@@ -92,7 +96,7 @@ def package(settings: PackageSettings, *, artifacts: Path, reports: Path) -> dic
         "bento_sha256": hashlib.sha256((artifacts / "hstuflow.bento").read_bytes()).hexdigest(),
         "checkpoint_hash": candidate.checkpoint_hash,
         "data_hash": candidate.data_hash,
-        "git_commit": commit.name,
+        "git_commit": candidate.commit.name,
         "metrics": candidate.metrics,
     }
     write_json(artifacts / "package.json", packaged)
@@ -125,6 +129,7 @@ def read_candidate(settings: PackageSettings, *, artifacts: Path, reports: Path)
         metrics=_read(reports / "metrics.json")[gate["protocol"]][settings.model],
         data_hash=facts["data_hash"],
         name=settings.name + ("-candidate" if gate["verdict"] == "refused" else ""),
+        commit=find_commit(),
     )
 
 
@@ -149,7 +154,7 @@ def stage_sources(folder: Path) -> None:
             shutil.copyfile(file, target)
 
 
-def build_bento(scratch: Path, candidate: Candidate, bento_version: str, commit: Commit) -> None:
+def build_bento(scratch: Path, candidate: Candidate, bento_version: str) -> None:
     """Run bento_builder.py on scratch/sources, in the store scratch/home; leaves the Bento in scratch/bento.
 
     Raises:
@@ -159,8 +164,8 @@ def build_bento(scratch: Path, candidate: Candidate, bento_version: str, commit:
         "name": candidate.name,
         "bento_version": bento_version,
         "model_version": candidate.model_version,
-        "labels": _labels(candidate, commit),
-        "metadata": _metadata(candidate, commit),
+        "labels": _labels(candidate),
+        "metadata": _metadata(candidate),
         "checkpoint": str(candidate.checkpoint),
         "export": str(scratch / "bento"),
     }
@@ -218,7 +223,7 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _labels(candidate: Candidate, commit: Commit) -> dict[str, str]:
+def _labels(candidate: Candidate) -> dict[str, str]:
     """Short strings, for `bentoml list` and `bentoml models list`; the metadata has them in full."""
     metrics = {name: f"{metric['value']:.4f}" for name, metric in candidate.metrics.items()}
     return metrics | {
@@ -226,18 +231,18 @@ def _labels(candidate: Candidate, commit: Commit) -> dict[str, str]:
         "model": candidate.model,
         "protocol": candidate.protocol,
         "data_hash": candidate.data_hash[:12],
-        "git_commit": commit.name[:12],
+        "git_commit": candidate.commit.name[:12],
     }
 
 
-def _metadata(candidate: Candidate, commit: Commit) -> dict[str, Any]:
+def _metadata(candidate: Candidate) -> dict[str, Any]:
     """What components/service.py puts into its answers, and the metrics."""
     return {
         "name": candidate.model,
         "protocol": candidate.protocol,
         "verdict": candidate.verdict,
         "data_hash": candidate.data_hash,
-        "git_commit": commit.name,
+        "git_commit": candidate.commit.name,
         "metrics": candidate.metrics,
     }
 

@@ -71,7 +71,9 @@ def require_free(port: int) -> None:
     """Raise StateError where something listens on `port`: it would answer in the new server's place."""
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) == 0:
-            raise StateError("is in use", where=f"port {port}", todo=f"Stop what runs there, or PORT={port + 1}")
+            raise StateError(
+                "is in use", where=f"port {port}", todo=f"Stop what runs there, or make nightly PORT={port + 1}"
+            )
 
 
 def _wait_until_healthy(api: str, server: subprocess.Popen[str]) -> None:

@@ -161,7 +161,9 @@ def test_a_gate_that_judged_another_model_is_refused(tmp_path):
         packaging.read_candidate(settings, artifacts=tmp_path / "artifacts", reports=tmp_path / "reports")
 
 
-def test_the_tag_follows_checkpoint_code_verdict_and_metrics_only(tmp_path):
+def test_the_tag_follows_checkpoint_code_verdict_metrics_and_commit_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(packaging, "find_commit", lambda: packaging.Commit("a" * 40, 5))
+
     def candidate(root, **options):
         write_judged(root, ["a", "b"], **options)
         return packaging.read_candidate(SETTINGS, artifacts=root / "artifacts", reports=root / "reports")
@@ -170,7 +172,10 @@ def test_the_tag_follows_checkpoint_code_verdict_and_metrics_only(tmp_path):
     assert first.model_version == same.model_version
     assert first.bento_version("code") == same.bento_version("code") != first.bento_version("other code")
     others = [candidate(tmp_path / "3", seed=2), candidate(tmp_path / "4", verdict="inconclusive")]
-    assert len({first.model_version, *(other.model_version for other in others)}) == 3
+    monkeypatch.setattr(packaging, "find_commit", lambda: packaging.Commit("b" * 40, 6))
+    others.append(candidate(tmp_path / "5"))
+    assert len({first.model_version, *(other.model_version for other in others)}) == 4
+    assert len({each.bento_version("code") for each in (first, *others)}) == 4
 
 
 def test_the_package_stage_depends_on_all_that_goes_into_the_bento(bento):

@@ -1,5 +1,6 @@
-"""`latest` is always a whole Bento, and the champion; a promotion that was stopped is finished by the next one."""
+"""`latest` is a whole Bento and follows the champion; a promotion that was stopped is finished by the next one."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -15,6 +16,8 @@ from components import registry
 from components.errors import StateError
 from components.files import write_json
 
+WRITES = ["mv2", "v2", "profile.json", "champion.json", "latest"]  # model and Bento folder, then the pointers
+
 
 class Workspace:
     """A folder with artifacts/, reports/, registry/ and a BentoML store, and Bentos that hold one file each."""
@@ -22,9 +25,9 @@ class Workspace:
     def __init__(self, root):
         self.root, self.store = root, root / "bentoml"
         self.folders = {"artifacts": root / "artifacts", "reports": root / "reports", "registry": root / "registry"}
-        write_json(root / "reports" / "validation.json", {"profile": {"events": 3}})
 
     def package(self, version, verdict="accepted", name="hstuflow"):
+        self.validate({"success": True, "profile": {"of": version}})
         export = self.folders["artifacts"] / "hstuflow.bento"
         export.parent.mkdir(exist_ok=True)
         with tarfile.open(export, "w:xz") as archive:
@@ -41,6 +44,9 @@ class Workspace:
         rest = {"name": name, "checkpoint_hash": "c", "data_hash": "d", "git_commit": "g", "metrics": {}}
         write_json(self.folders["artifacts"] / "package.json", packaged | rest)
 
+    def validate(self, report):
+        write_json(self.folders["reports"] / "validation.json", report)
+
     def promote(self):
         return registry.promote(**self.folders)
 
@@ -50,6 +56,10 @@ class Workspace:
     @property
     def champion(self):
         return json.loads((self.folders["registry"] / "champion.json").read_text())
+
+    @property
+    def profile(self):
+        return json.loads((self.folders["registry"] / "profile.json").read_text())
 
     @property
     def latest(self):
@@ -75,7 +85,7 @@ def test_promotion_installs_bento_and_model_and_moves_latest(workspace):
     assert workspace.promote()
     assert workspace.latest == "v1"
     assert (workspace.champion["tag"], workspace.champion["previous"]) == ("hstuflow:v1", None)
-    assert json.loads((workspace.folders["registry"] / "profile.json").read_text()) == {"events": 3}
+    assert workspace.profile == {"of": "v1"}
 
     workspace.package("v2")
     assert workspace.promote()
@@ -92,12 +102,15 @@ def test_promoting_an_older_bento_again_moves_latest_back(workspace):
     assert workspace.champion["previous"] == "hstuflow:v2"
 
 
-def test_promoting_the_champion_again_changes_no_content(workspace):
+def test_promoting_the_champion_again_changes_no_content_and_announces_nothing(workspace, caplog):
     for version in ("v1", "v2"):
         workspace.package(version)
         workspace.promote()
     before = workspace.everything()
-    workspace.promote()
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert workspace.promote()
+    assert caplog.messages == ["hstuflow:v2 is the champion already"]
     assert {path: content for path, (_, content) in workspace.everything().items()} == {
         path: content for path, (_, content) in before.items()
     }
@@ -121,38 +134,101 @@ def test_an_inconclusive_model_is_promoted_with_its_label_and_a_warning(workspac
     with caplog.at_level(logging.WARNING):
         assert workspace.promote()
     assert workspace.champion["verdict"] == "inconclusive"
-    assert "could not tell it from the popularity baseline" in caplog.text
+    assert "the gate could not tell hstuflow:v1 from the popularity baseline" in caplog.text
 
 
-@pytest.mark.parametrize("stopped_at", [1, 2, 3])
-def test_a_promotion_stopped_anywhere_leaves_the_old_champion_whole_and_is_finished_by_the_next(
-    workspace, monkeypatch, stopped_at
+@pytest.fixture
+def stop_before(monkeypatch):
+    """A function: run `action` until it would rename a file or folder to `name`; returns the names that it came to."""
+
+    def run(action, name):
+        names = []
+
+        def stopping(step):
+            def run_step(self, target):
+                names.append(target.name)
+                if target.name == name:
+                    raise KeyboardInterrupt
+                return step(self, target)
+
+            return run_step
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", stopping(Path.rename))
+            patch.setattr(Path, "replace", stopping(Path.replace))
+            with contextlib.suppress(KeyboardInterrupt):
+                action()
+        return names
+
+    return run
+
+
+def test_a_promotion_fills_the_store_then_names_profile_champion_and_latest(workspace, stop_before):
+    workspace.package("v1")
+    workspace.promote()
+    workspace.package("v2")
+    assert stop_before(workspace.promote, "nothing") == WRITES
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_promotion_stopped_before_any_write_leaves_whole_bentos_and_is_finished_by_the_next(
+    workspace, stop_before, write
 ):
     workspace.package("v1")
     workspace.promote()
     workspace.package("v2")
-    steps = []
-
-    def stop_before(step):
-        def stopping(self, target):
-            steps.append(target)
-            if len(steps) == stopped_at:
-                raise KeyboardInterrupt
-            return step(self, target)
-
-        return stopping
-
-    with monkeypatch.context() as patch:  # model folder, Bento folder, pointer: each arrives by one of these
-        patch.setattr(Path, "rename", stop_before(Path.rename))
-        patch.setattr(Path, "replace", stop_before(Path.replace))
-        with pytest.raises(KeyboardInterrupt):
-            workspace.promote()
+    assert stop_before(workspace.promote, write)[-1] == write
     assert workspace.latest == "v1"
-    assert workspace.champion["tag"] == "hstuflow:v1"
+    assert workspace.champion["tag"] == ("hstuflow:v2" if write == "latest" else "hstuflow:v1")
+    assert workspace.profile == {"of": "v2" if write in ("champion.json", "latest") else "v1"}
+    assert workspace.ensure_champion() == workspace.champion
 
     workspace.promote()
     assert workspace.latest == "v2"
     assert workspace.champion["previous"] == "hstuflow:v1"
+    assert workspace.profile == {"of": "v2"}
+
+
+def test_a_refused_model_after_a_stopped_promotion_still_brings_latest_to_the_champion(workspace, stop_before):
+    workspace.package("v1")
+    workspace.promote()
+    workspace.package("v2")
+    stop_before(workspace.promote, "latest")
+    workspace.package("v3", verdict="refused", name="hstuflow-candidate")
+    assert not workspace.promote()
+    assert (workspace.champion["tag"], workspace.latest) == ("hstuflow:v2", "v2")
+
+
+def test_a_refused_model_leaves_a_store_alone_that_lacks_the_champion(workspace):
+    workspace.package("v1")
+    workspace.promote()
+    workspace.store.rename(workspace.root / "lost")
+    workspace.package("v2", verdict="refused", name="hstuflow-candidate")
+    assert not workspace.promote()
+    assert not workspace.store.exists()
+
+
+@pytest.mark.parametrize("report", [{"success": False, "profile": {"of": "v2"}}, {"success": True, "profile": None}])
+def test_a_model_whose_log_failed_validation_is_not_promoted(workspace, report):
+    workspace.package("v1")
+    workspace.promote()
+    workspace.package("v2")
+    workspace.validate(report)
+    before = workspace.everything()
+    with pytest.raises(StateError, match=r"validation\.json: the log failed validation.*then run `dvc repro`"):
+        workspace.promote()
+    assert workspace.everything() == before
+
+
+@pytest.mark.parametrize("damaged", ["<<<<<<< HEAD\n{}\n=======\n{}\n>>>>>>> other\n", "null\n", "{}\n", "\udcff"])
+@pytest.mark.parametrize("command", ["promote", "ensure_champion"])
+def test_a_damaged_champion_json_is_named_with_what_to_do(workspace, damaged, command):
+    workspace.package("v1")
+    workspace.promote()
+    pointer = workspace.folders["registry"] / "champion.json"
+    pointer.write_text(damaged, errors="surrogateescape")
+    with pytest.raises(StateError, match=r"champion\.json: .*Run `git checkout HEAD .*champion\.json`, or remove it"):
+        getattr(workspace, command)()
 
 
 def test_an_export_that_package_json_does_not_describe_is_refused(workspace):
@@ -180,15 +256,26 @@ def test_serving_before_any_promotion_says_what_to_run(workspace):
         workspace.ensure_champion()
 
 
-def test_serving_fetches_the_champion_where_the_store_lacks_it_and_mends_latest(workspace):
+@pytest.mark.parametrize("lost", ["bentos", "models", "bentos/hstuflow/v1", "models/hstuflow/mv1"])
+def test_serving_fetches_what_the_store_lacks_of_the_champion(workspace, lost):
     workspace.package("v1")
     workspace.promote()
-    workspace.store.rename(workspace.root / "lost")
+    (workspace.store / lost).rename(workspace.root / "lost")
+    workspace.ensure_champion()
+    assert (workspace.store / "bentos" / "hstuflow" / "v1" / "bento.yaml").read_text() == "v1"
+    assert (workspace.store / "models" / "hstuflow" / "mv1" / "model.yaml").read_text() == "v1"
+
+
+def test_promotion_alone_moves_latest_and_brings_it_back_to_the_champion(workspace):
+    for version in ("v1", "v2"):
+        workspace.package(version)
+        workspace.promote()
+    latest = workspace.store / "bentos" / "hstuflow" / "latest"
+    latest.write_text("v1")  # what a `bentoml build` or `bentoml import` by hand may do
     workspace.ensure_champion()
     assert workspace.latest == "v1"
-    (workspace.store / "bentos" / "hstuflow" / "latest").write_text("v0")  # what `bentoml delete` or a build may do
-    workspace.ensure_champion()
-    assert workspace.latest == "v1"
+    workspace.promote()
+    assert workspace.latest == "v2"
 
 
 def test_serving_a_champion_that_is_nowhere_here_is_refused(workspace):
@@ -200,7 +287,7 @@ def test_serving_a_champion_that_is_nowhere_here_is_refused(workspace):
         workspace.ensure_champion()
 
 
-def test_serve_becomes_bentoml_serve_of_latest(workspace, monkeypatch):
+def test_serve_becomes_bentoml_serve_of_the_champion_itself(workspace, monkeypatch):
     workspace.package("v1")
     workspace.promote()
     started = []
@@ -208,5 +295,5 @@ def test_serve_becomes_bentoml_serve_of_latest(workspace, monkeypatch):
     registry.serve(artifacts=workspace.folders["artifacts"], registry=workspace.folders["registry"], host="::1", port=1)
     ((program, command, environment),) = started
     assert program == sys.executable
-    assert command[1:] == ["-P", "-m", "bentoml", "serve", "hstuflow:latest", "--host", "::1", "--port", "1"]
+    assert command[1:] == ["-P", "-m", "bentoml", "serve", "hstuflow:v1", "--host", "::1", "--port", "1"]
     assert (environment["BENTOML_DO_NOT_TRACK"], environment["OMP_NUM_THREADS"]) == ("True", "1")

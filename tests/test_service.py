@@ -33,8 +33,10 @@ def root(tmp_path_factory):
     folders = {"artifacts": root / "artifacts", "reports": root / "reports"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENTOML_HOME", str(root / "bentoml"))
-        packaging.package(PackageSettings(model="hstu", name="hstuflow"), **folders)
-        registry.promote(**folders, registry=root / "registry")
+        for commit in ("a" * 40, "b" * 40):  # the store keeps the first one's model, of the same weights
+            patch.setattr(packaging, "find_commit", lambda commit=commit: packaging.Commit(commit, 1_760_000_000))
+            packaging.package(PackageSettings(model="hstu", name="hstuflow"), **folders)
+            registry.promote(**folders, registry=root / "registry")
     return root
 
 
@@ -127,8 +129,12 @@ def test_a_client_whose_clock_runs_ahead_is_served(client):
     assert ask(client, history=[{"item_id": "item-1", "timestamp": ahead}])["source"] == "model"
 
 
-def test_an_answer_names_code_model_verdict_and_data(client, root):
+def test_an_answer_names_code_model_verdict_and_data_as_package_and_champion_do(client, root):
     packaged = json.loads((root / "artifacts" / "package.json").read_text())
+    champion = json.loads((root / "registry" / "champion.json").read_text())
+    assert champion["previous"] is not None
+    assert (champion["tag"], champion["git_commit"]) == (packaged["tag"], packaged["git_commit"])
+    assert packaged["git_commit"] == "b" * 40
     assert ask(client, history=HISTORY)["model"] == {
         "bento": packaged["tag"],
         "tag": packaged["model_tag"],

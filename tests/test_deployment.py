@@ -1,0 +1,86 @@
+"""`make nightly` with a real Prefect server and worker: a run to order completes, and runs to come are scheduled."""
+
+import datetime as dt
+import json
+import signal
+import sys
+import time
+import urllib.request
+from itertools import pairwise
+
+import psutil
+import pytest
+
+from flows.server import find_free_port
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def nightly(finished, tmp_path_factory):
+    """A finished repository with `python -m flows.nightly` running in it: repository, API URL, process, log."""
+    folder = tmp_path_factory.mktemp("nightly")
+    repository, log, port = finished[0].copy(folder), folder / "nightly.log", find_free_port()
+    process = repository.start(sys.executable, "-m", "flows.nightly", "--port", str(port), log=log)
+    try:
+        while "stop             Ctrl-C" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.2)
+        yield repository, f"http://127.0.0.1:{port}/api", process, log
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def ask(url, body):
+    """POST to Prefect's API."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
+def runs_in_state(api, state):
+    return ask(f"{api}/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": [state]}}}, "limit": 50})
+
+
+def test_a_run_to_order_completes_in_the_repository(nightly):
+    repository, api, _, log = nightly
+    done = repository.run(
+        "env", f"PREFECT_API_URL={api}", "prefect", "deployment", "run", "hstuflow/nightly", "--watch"
+    )
+    assert done.returncode == 0, done.stdout + log.read_text()
+    [run] = [run for run in runs_in_state(api, "COMPLETED") if run["deployment_id"]]
+    assert run["name"] in done.stdout
+    tasks = ask(f"{api}/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    assert {task["name"] for task in tasks} >= {"ingest", "version", "train@hstu-time_split", "promote"}
+    assert {task["state_type"] for task in tasks} == {"COMPLETED"}
+    assert repository.run("dvc", "status").stdout == "Data and pipelines are up to date.\n"
+
+
+def test_the_next_nights_are_scheduled(nightly):
+    _, api, process, _ = nightly
+    while not (scheduled := runs_in_state(api, "SCHEDULED")):
+        assert process.poll() is None
+        time.sleep(0.5)
+    times = sorted(dt.datetime.fromisoformat(run["expected_start_time"]) for run in scheduled)
+    assert all((time.hour, time.minute, time.utcoffset()) == (3, 0, dt.timedelta()) for time in times)
+    assert all(later - earlier == dt.timedelta(days=1) for earlier, later in pairwise(times))
+    assert times[0] > dt.datetime.now(dt.UTC)
+
+
+def test_a_second_one_on_the_same_port_is_refused_in_one_line(nightly):
+    repository, api, _, _ = nightly
+    port = api.split(":")[2].split("/")[0]
+    refused = repository.run(sys.executable, "-m", "flows.nightly", "--port", port)
+    assert refused.returncode == 2
+    assert refused.stdout.startswith(f"error: port {port}: is in use. ")
+    assert refused.stdout.count("\n") == 1
+
+
+def test_ctrl_c_ends_server_and_worker(nightly):
+    _, _, process, log = nightly
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 0, log.read_text()
+    assert not any(child.is_running() for child in children)
