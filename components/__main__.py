@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from components.console import setup_logging
+from components.console import log, setup_logging
 from components.errors import HstuflowError, SettingsError
 from components.settings import ModelName, Protocol, load_settings
 
@@ -162,7 +162,8 @@ def use(recipe: Annotated[Path, typer.Argument(help="recipes/<name>.yaml")]) -> 
     """Write a recipe's keys into params.yaml, keeping its comments."""
     from components import settings
 
-    settings.use_recipe(recipe)
+    changed = settings.use_recipe(recipe)
+    log.info("params.yaml: %s", f"changed {', '.join(changed)}" if changed else f"already as {recipe} says")
 
 
 def _pairs(text: str | None, option: str) -> dict[str, str] | None:

@@ -116,7 +116,7 @@ def _refuse_other(wanted: IngestSettings, held: Mapping[str, Any] | None, data: 
             where=f"{data}/",
             observed=describe(held),
             expected=describe(wanted.model_dump()),
-            todo="Pass --replace to put the new one in its place",
+            todo="Pass --replace (make: REPLACE=1) to put the new one in its place",
         )
 
 

@@ -25,6 +25,9 @@ ModelName = Literal["hstu", "sasrec"]
 Protocol = Literal["time_split", "leave_one_out"]
 SourceName = Literal["movielens-100k", "grouplens", "table"]
 TimestampUnit = Literal["auto", "s", "ms", "us", "iso"]
+_NULL = "tag:yaml.org,2002:null"
+# What pydantic's words for these mean to a person who edits params.yaml.
+_WORDS = {"extra_forbidden": "no such key: is it misspelt?", "missing": "this key to be there"}
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -180,7 +183,7 @@ def check_settings(tree: object, *, where: str) -> Settings:
             f"{key} is wrong",
             where=where,
             observed=repr(first.get("input"))[:80],
-            expected=first["msg"],
+            expected=_WORDS.get(first["type"], first["msg"]),
             todo="components/settings.py describes every key",
         ) from None
 
@@ -194,6 +197,7 @@ def use_recipe(recipe: Path, params: Path = PARAMS) -> list[str]:
     yaml = YAML()
     yaml.width = 120
     yaml.preserve_quotes = True
+    yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(_NULL, "null"))
     tree, changes = _read_yaml(yaml, params), _read_yaml(yaml, recipe)
     changed = _merge(tree, changes)
     check_settings(_plain(tree), where=str(recipe))

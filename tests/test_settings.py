@@ -75,6 +75,8 @@ def test_a_recipe_changes_its_keys_and_keeps_the_comments(params: Path, tmp_path
     assert (settings.train["hstu"].dim, settings.train["sasrec"].dim) == (64, 50)
     comments = [line for line in before.splitlines() if line.startswith("#")]
     assert [line for line in params.read_text().splitlines() if line.startswith("#")] == comments
+    changed = set(params.read_text().splitlines()) - set(before.splitlines())
+    assert {line.split("#")[0].strip() for line in changed} == {"protocols: [time_split, leave_one_out]", "dim: 64"}
     assert use_recipe(recipe, params) == []
 
 

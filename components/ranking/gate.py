@@ -96,7 +96,8 @@ def _reasons(
 ) -> list[str]:
     difference, low, high = interval
     where = {"refused": "wholly below 0", "accepted": "wholly above 0", "inconclusive": "around 0"}[decide(low, high)]
-    reasons = [f"{metric} of {pair} is {difference:+.4f}, {confidence:.0%} interval [{low:+.4f}, {high:+.4f}], {where}"]
+    value = f"{difference:+.4f}, {confidence:.0%} interval [{low:+.4f}, {high:+.4f}]"
+    reasons = [f"on validation {metric} of {pair} is {value}, {where}"]
     if num_users < FEW_USERS:
         reasons.append(
             f"only {num_users} users: the interval is too narrow, so the sign-flip test has to agree with it"
