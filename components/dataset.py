@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.errors import StateError
-from components.files import read_json
+from components.files import read_json, reading
+
+_TODO = "Run `dvc repro sequences`"
 
 
 @dataclass(frozen=True)
@@ -137,29 +138,32 @@ def iterate_in_blocks(total: int, block: int) -> Iterator[slice]:
 
 
 def load_sequences(folder: Path) -> Sequences:
-    """Memory-map one protocol's sequences; raises StateError where they are missing."""
-    if not (folder / "split.json").exists():
-        raise StateError("no sequences", where=str(folder), todo="Run `dvc repro sequences`")
-    users = _map_arrow(folder / "users.arrow")
-    events = _map_arrow(folder / "events.arrow")
-    return Sequences(
-        items=events["item"],
-        timestamps=events["timestamp"],
-        user_ids=users["user_id"],
-        starts=users["start"],
-        valid_starts=users["valid_start"],
-        test_starts=users["test_start"],
-        ends=users["end"],
-        split=read_json(folder / "split.json"),
+    """Memory-map one protocol's sequences; raises StateError where a file of them is missing or damaged."""
+    with reading(folder / "split.json", todo=_TODO):
+        split: dict[str, Any] = read_json(folder / "split.json")
+    _check_catalogue(folder / "catalogue.parquet")
+    user_ids, starts, valid_starts, test_starts, ends = _map_arrow(
+        folder / "users.arrow", "user_id", "start", "valid_start", "test_start", "end"
     )
+    items, timestamps = _map_arrow(folder / "events.arrow", "item", "timestamp")
+    return Sequences(items, timestamps, user_ids, starts, valid_starts, test_starts, ends, split)
 
 
-def _map_arrow(file: Path) -> dict[str, np.ndarray]:
+def _map_arrow(file: Path, *columns: str) -> list[np.ndarray]:
     """Columns of an Arrow file of one record batch as read-only arrays over the file itself: nothing is copied."""
     import pyarrow as pa  # not on the bare GPU machine
 
-    batch = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
-    return {name: batch[name].to_numpy(zero_copy_only=True) for name in batch.schema.names}
+    with reading(file, todo=_TODO):
+        batch = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
+        return [batch[name].to_numpy(zero_copy_only=True) for name in columns]
+
+
+def _check_catalogue(file: Path) -> None:
+    """Training copies it hours later, into the checkpoint: better to know now."""
+    import pyarrow.parquet as pq  # not on the bare GPU machine
+
+    with reading(file, todo=_TODO):
+        pq.read_metadata(file)
 
 
 def _to_long(values: np.ndarray) -> Tensor:

@@ -240,7 +240,7 @@ def _print(cell: Cell, table: Table, gate: Gate, facts: Mapping[str, Any]) -> No
             f"of {test['events']:,} events of {test['users_with_events']:,} users",
             "cold": f"{test['cold_share']:.1%} of the targets are items that train never saw: misses for every model",
             "tied": f"{test['tied_share']:.1%} of the targets share their time with another event of the user",
-            "repeats": f"{test['repeat_share']:.1%} of the targets were in the user's history; these alone stay rankable",
+            "repeats": f"{test['repeat_share']:.1%} of the targets were in the history already; these stay rankable",
             "recent": f"popularity_recent counts {facts['recent_days']} days, the best on validation",
         },
     )

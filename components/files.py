@@ -1,4 +1,8 @@
-"""Files that are either old or new, never half-written; hashes of files and folders."""
+"""Files that are either old or new, never half-written; hashes of files and folders.
+
+A temporary `.<name>.<pid>.<8 hex digits>` lies beside its target, on the same file system, so that a rename suffices.
+kill -9 leaves it there, maybe inside a folder that DVC tracks; the next write of the same target removes it.
+"""
 
 from __future__ import annotations
 
@@ -6,46 +10,53 @@ import ctypes
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from components.errors import StateError
+
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+_in_hand: set[str] = set()  # names of this process's temporaries
 
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed onto `path`, on an error removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _temporary_beside(path) as temporary:
+        temporary.touch(exist_ok=False)
         yield temporary
         _sync(temporary)
         temporary.chmod(0o644)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path` that takes its place on success; on an error `path` stays as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with _temporary_beside(path) as temporary:
+        temporary.mkdir()
         yield temporary
         temporary.chmod(0o755)
         if path.exists():
             _exchange(temporary, path)
         else:
             temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def reading(path: Path, *, todo: str) -> Iterator[None]:
+    """Turn whatever reading `path` raises where it is missing or damaged into a StateError that says `todo`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise StateError("is missing", where=str(path), todo=todo) from None
+    except (OSError, ValueError, LookupError) as error:  # json's, pyarrow's, a missing column's
+        raise StateError("cannot be read", where=str(path), observed=str(error)[:200], todo=todo) from error
 
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - whatever json can write
@@ -71,6 +82,49 @@ def hash_files(paths: Iterable[Path]) -> str:
             digest.update(str(file.relative_to(path) if path.is_dir() else file.name).encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def _temporary_beside(path: Path) -> Iterator[Path]:
+    """Yield a name that is not taken yet, after removing what killed writers of `path` left; nothing of it remains."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    _in_hand.add(temporary.name)
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        _in_hand.discard(temporary.name)
+
+
+def _remove_leftovers(path: Path) -> None:
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.[0-9a-f]{{8}}(\.old)?")
+    for found in list(path.parent.iterdir()):
+        match = pattern.fullmatch(found.name)
+        if match and found.name not in _in_hand and not _is_another_alive(int(match[1])):
+            _remove(found)
+
+
+def _is_another_alive(pid: int) -> bool:
+    """Whether another process has this id. This one's may be a dead one's again: containers number from 1."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder; another process may do the same at the same time."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

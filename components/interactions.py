@@ -22,9 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.errors import StateError
-from components.files import read_json
+from components.files import read_json, reading
 
 DATA = Path("data")
+_TODO = "Run `dvc checkout --force data.dvc`, or `python -m components ingest --replace`"
 
 INTERACTIONS = pa.schema(
     [
@@ -85,11 +86,14 @@ def read_interactions(data: Path = DATA, *, quarantine: Path | None = None) -> p
 
     Rows come in time order, ties in source order. `quarantine` names a Parquet file (partition, row, reason) whose
     rows are left out.
+
+    Raises:
+        StateError: there is no log, or one of its files or the quarantine is missing or damaged.
     """
     bad = _quarantined(quarantine) if quarantine is not None else {}
     parts = []
     for file in list_partitions(data):
-        part = pq.read_table(file)
+        part = _read_parquet(file)
         name = file.parent.name
         rows = np.arange(part.num_rows)
         part = part.append_column("partition", pa.repeat(pa.scalar(name), part.num_rows))
@@ -102,7 +106,7 @@ def read_interactions(data: Path = DATA, *, quarantine: Path | None = None) -> p
 
 def read_items(data: Path = DATA) -> pa.Table:
     """Read the item table (`item_id`, `title`, `genres`, ...); no rows where the source has none."""
-    return pq.read_table(data / "items.parquet")
+    return _read_parquet(data / "items.parquet")
 
 
 def read_keys(data: Path, what: str) -> dict[int, str] | None:
@@ -114,26 +118,26 @@ def read_keys(data: Path, what: str) -> dict[int, str] | None:
 def read_key_table(data: Path, what: str) -> pa.Table | None:
     """Return the columns id (int64) and key (string), in order of first appearance; None as in `read_keys`."""
     file = data / f"{what}_keys.parquet"
-    return pq.read_table(file) if file.exists() else None
+    return _read_parquet(file) if file.exists() else None
 
 
 def read_manifest(data: Path = DATA) -> dict[str, Any]:
     """Return data/manifest.json; raises StateError where there is none, or it cannot be read."""
     if not (data / "manifest.json").exists():
         raise StateError("is missing", where=str(data / "manifest.json"), todo="Run `python -m components ingest`")
-    try:
+    with reading(data / "manifest.json", todo="Run `dvc checkout --force data.dvc`"):
         manifest: dict[str, Any] = read_json(data / "manifest.json")
-    except ValueError as error:
-        raise StateError(
-            "is not JSON", where=str(data / "manifest.json"), observed=str(error), todo="Run `dvc checkout data.dvc`"
-        ) from None
     return manifest
 
 
+def _read_parquet(file: Path) -> pa.Table:
+    with reading(file, todo=_TODO):
+        return pq.read_table(file)
+
+
 def _quarantined(file: Path) -> dict[str, np.ndarray]:
-    if not file.exists():
-        raise StateError("is missing", where=str(file), todo="Run `dvc repro validate`")
-    table = pq.read_table(file, columns=["partition", "row"])
+    with reading(file, todo="Run `dvc repro validate`"):
+        table = pq.read_table(file, columns=["partition", "row"])
     return {
         str(name): table.filter(pc.equal(table["partition"], name))["row"].to_numpy()
         for name in pc.unique(table["partition"]).to_pylist()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from components.dataset import make_batch
 from components.errors import InputError, StateError
-from components.files import read_json
+from components.files import read_json, reading
 from components.model import SequenceModel, build_model
 
 if TYPE_CHECKING:
@@ -101,9 +101,8 @@ def load_catalogue(checkpoint: Path, *, key_type: str) -> Catalogue:
     import pyarrow.parquet as pq  # not on the bare GPU machine
 
     file = checkpoint / "catalogue.parquet"
-    if not file.exists():
-        raise StateError("is missing", where=str(file), todo="Run `dvc repro`")
-    table = pq.read_table(file, columns=["key", "title", "count"])
+    with reading(file, todo="Run `dvc repro`"):
+        table = pq.read_table(file, columns=["key", "title", "count"])
     keys = table["key"].to_pylist()
     return Catalogue(
         item_ids=tuple(map(int, keys)) if key_type == "int" else tuple(keys),
@@ -239,12 +238,8 @@ def _popularity_order(recent: Sequence[int], counts: np.ndarray) -> list[int]:
 
 def _read_facts(checkpoint: Path) -> dict[str, Any]:
     file = checkpoint / "checkpoint.json"
-    try:
+    with reading(file, todo="Run `dvc repro`"):
         facts: dict[str, Any] = read_json(file)
-    except FileNotFoundError:
-        raise StateError("holds no checkpoint", where=str(checkpoint), todo="Run `dvc repro`") from None
-    except ValueError as error:
-        raise StateError("is not JSON", where=str(file), observed=str(error), todo="Run `dvc repro`") from error
     missing = [key for key in _NEEDED if key not in facts] if isinstance(facts, dict) else list(_NEEDED)
     if missing:
         raise StateError("is not a checkpoint of hstuflow", where=str(file), expected=f"the keys {', '.join(missing)}")

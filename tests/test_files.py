@@ -1,8 +1,23 @@
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from components.files import hash_files, read_json, replacing_file, replacing_folder, write_json
+from components.errors import StateError
+from components.files import hash_files, read_json, reading, replacing_file, replacing_folder, write_json
+
+ROOT = Path(__file__).parent.parent
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from components.files import replacing_file, replacing_folder
+with {context}(Path(sys.argv[1])) as temporary:
+    (temporary / "half" if temporary.is_dir() else temporary).write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
@@ -32,6 +47,46 @@ def test_a_new_folder_replaces_the_old_one_whole(tmp_path: Path):
         with replacing_folder(target) as temporary:
             (temporary / name).write_text(name)
     assert [p.name for p in target.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("context", [replacing_file, replacing_folder])
+def test_what_a_killed_writer_left_is_removed_by_the_next_write_of_the_same_target(tmp_path: Path, context):
+    program = KILLED_WHILE_WRITING.format(context=context.__name__)
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.b")], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    [left] = tmp_path.iterdir()
+    with replacing_file(tmp_path / "a") as temporary:  # another target
+        temporary.write_text("another")
+    assert left.exists()
+    with context(tmp_path / "a.b") as temporary:
+        (temporary / "new" if temporary.is_dir() else temporary).write_text("new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.b"]
+
+
+def test_a_living_writer_of_the_same_target_is_left_alone(tmp_path: Path):
+    others = tmp_path / f".a.{os.getppid()}.01234567"
+    others.touch()
+    with replacing_file(tmp_path / "a") as mine:
+        with replacing_file(tmp_path / "a") as second:
+            second.write_text("second")
+        mine.write_text("mine")
+    assert (tmp_path / "a").read_text() == "mine"
+    assert others.exists()
+
+
+def test_a_dead_process_with_this_one_s_number_left_a_leftover_too(tmp_path: Path):
+    (tmp_path / f".a.{os.getpid()}.01234567").mkdir()  # in a container every process may be number 1
+    write_json(tmp_path / "a", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "a.json: is missing"), ("{", "a.json: cannot be read")])
+def test_a_missing_or_damaged_file_is_named_with_what_to_do(tmp_path: Path, content, message):
+    file = tmp_path / "a.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(StateError, match=rf"{message}.*Make it anew"), reading(file, todo="Make it anew"):
+        read_json(file)
 
 
 def test_json_refuses_nan(tmp_path: Path):

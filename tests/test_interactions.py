@@ -84,5 +84,35 @@ def test_a_folder_without_a_log_is_a_state_error_that_says_what_to_run(tmp_path:
     with pytest.raises(StateError, match=r"manifest\.json: is missing"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(StateError, match="is not JSON"):
+    with pytest.raises(StateError, match=r"manifest\.json: cannot be read.*dvc checkout"):
         read_manifest(tmp_path)
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def test_a_damaged_file_of_the_log_is_named_with_what_to_run(tmp_path: Path):
+    with pytest.raises(StateError, match=r"items\.parquet: is missing.*dvc checkout"):
+        read_items(tmp_path)
+    write_items(tmp_path, pa.table({"item_id": [1], "title": ["A"], "genres": ["B"]}))
+    write_keys(tmp_path, "item", pa.table({"id": [1], "key": ["a"]}))
+    write_partitions(tmp_path, events((1, 10, 0)))
+    for file in tmp_path.rglob("*.parquet"):
+        cut_short(file)
+    with pytest.raises(StateError, match=r"items\.parquet: cannot be read.*dvc checkout"):
+        read_items(tmp_path)
+    with pytest.raises(StateError, match=r"item_keys\.parquet: cannot be read.*dvc checkout"):
+        read_keys(tmp_path, "item")
+    with pytest.raises(StateError, match=r"1970-01/part-0\.parquet: cannot be read.*components ingest"):
+        read_interactions(tmp_path)
+
+
+@pytest.mark.parametrize("spoil", [cut_short, lambda file: pq.write_table(pa.table({"other": [1]}), file)])
+def test_a_damaged_quarantine_is_named_with_what_to_run(tmp_path: Path, spoil):
+    write_partitions(tmp_path, events((1, 10, 0)))
+    bad = tmp_path / "quarantine.parquet"
+    pq.write_table(pa.table({"partition": ["1970-01"], "row": [0]}), bad)
+    spoil(bad)
+    with pytest.raises(StateError, match=r"quarantine\.parquet: cannot be read.*dvc repro validate"):
+        read_interactions(tmp_path, quarantine=bad)

@@ -44,7 +44,7 @@ def packaged(root):
 def bento(root):
     """The unpacked export."""
     with tarfile.open(root / "artifacts" / "hstuflow.bento") as archive:
-        archive.extractall(root / "unpacked", filter="data")
+        archive.extractall(root / "unpacked")  # noqa: S202 - our own; Python 3.11.2 knows no filter
     return root / "unpacked"
 
 

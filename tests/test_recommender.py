@@ -159,8 +159,8 @@ def change(checkpoint, edit):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "checkpoint.json").unlink(), "holds no checkpoint"),
-        (lambda folder: (folder / "checkpoint.json").write_text("{"), "is not JSON"),
+        (lambda folder: (folder / "checkpoint.json").unlink(), "checkpoint.json: is missing.*dvc repro"),
+        (lambda folder: (folder / "checkpoint.json").write_text("{"), "checkpoint.json: cannot be read.*dvc repro"),
         (lambda folder: (folder / "checkpoint.json").write_text("[]"), "is not a checkpoint of hstuflow"),
         (lambda folder: change(folder, lambda facts: facts.pop("popular")), "expected the keys popular"),
         (lambda folder: (folder / "weights.safetensors").unlink(), "weights.safetensors: is missing"),
@@ -168,6 +168,10 @@ def change(checkpoint, edit):
         (lambda folder: change(folder, lambda facts: facts["settings"].update(dim=9)), "does not fit the model"),
         (lambda folder: change(folder, lambda facts: facts["settings"].update(num_blocks=3)), "does not fit the model"),
         (lambda folder: (folder / "catalogue.parquet").unlink(), "catalogue.parquet: is missing"),
+        (
+            lambda folder: (folder / "catalogue.parquet").write_bytes(b"no"),
+            "catalogue.parquet: cannot be read.*dvc repro",
+        ),
     ],
 )
 def test_a_folder_that_is_no_whole_checkpoint_is_named_with_what_to_do(checkpoint, spoil, message):

@@ -201,6 +201,18 @@ def test_missing_sequences_say_which_step_makes_them(tmp_path):
         load_sequences(tmp_path)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_or_damaged_file_is_named_with_the_step_that_makes_it(tmp_path, name):
+    folder = build(write_log(tmp_path, walking_log()), "time_split") / "time_split"
+    file = folder / name
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(StateError, match=f"{name}: cannot be read.*dvc repro sequences"):
+        load_sequences(folder)
+    file.unlink()
+    with pytest.raises(StateError, match=f"{name}: is missing.*dvc repro sequences"):
+        load_sequences(folder)
+
+
 def test_an_item_after_the_last_of_the_catalogue_is_unknown():
     assert number_items(np.array([99, 5, 7, 1]), np.array([5, 7])).tolist() == [-1, 0, 1, -1]
 

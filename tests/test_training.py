@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from made_logs import build, train_settings, walking_log, write_log
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from components import training
 from components.dataset import load_sequences
 from components.errors import SettingsError, StateError
-from components.fitting.checkpoint import find_popular
+from components.fitting.checkpoint import describe_environment, find_popular
 from components.fitting.loop import Trainer, best_epoch, derive_seed, determinism, learning_rate_at
 from components.fitting.runs import Run, hash_run, prune_runs
 from components.training import CODE
@@ -267,6 +268,36 @@ def test_only_the_latest_runs_are_kept_and_none_that_is_in_use(tmp_path):
     assert not (tmp_path / "run1.lock").exists()
 
 
+def test_unfinished_runs_outlive_any_number_of_finished_ones(tmp_path, caplog):
+    for number in range(8):
+        folder = tmp_path / f"run{number}"
+        (folder / "checkpoint" if number >= 3 else folder).mkdir(parents=True)
+        os.utime(folder, (1000 + number, 1000 + number))
+    with caplog.at_level("INFO"):
+        prune_runs(tmp_path, keep=2)
+    kept = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert kept == ["run1", "run2", "run6", "run7"]
+    removed = sorted(message.split(":")[0] for message in caplog.messages)
+    kinds = {"run0": "unfinished"} | dict.fromkeys(("run3", "run4", "run5"), "finished")
+    assert removed == sorted(f"removed the {kind} run {tmp_path / name}" for name, kind in kinds.items())
+
+
+def test_several_processes_may_prune_at_once(tmp_path):
+    for number in range(300):
+        (tmp_path / f"run{number}" / "checkpoint").mkdir(parents=True)
+    code = "import sys; from pathlib import Path; from components.fitting.runs import prune_runs; sys.stdin.read();"
+    command = [sys.executable, "-c", code + "prune_runs(Path(sys.argv[1]), keep=1)", str(tmp_path)]
+    pruners = [
+        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    for pruner in pruners:
+        pruner.stdin.close()  # together
+        pruner.stdin = None
+    errors = [pruner.communicate()[1] for pruner in pruners]
+    assert [pruner.returncode for pruner in pruners] == [0, 0, 0], errors
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+
+
 def test_what_a_killed_trainer_left_half_written_is_removed(tmp_path):
     run = Run(tmp_path, "run")
     (run.folder / ".checkpoint.x").mkdir(parents=True)
@@ -277,6 +308,14 @@ def test_what_a_killed_trainer_left_half_written_is_removed(tmp_path):
 
 
 # contracts
+
+
+def test_a_run_is_another_one_with_other_vector_instructions_or_another_numpy(monkeypatch):
+    here = describe_environment(CPU)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    assert describe_environment(CPU) == here | {"vectors": "another"}
+    monkeypatch.setattr(np, "__version__", "0.0")
+    assert describe_environment(CPU) == here | {"vectors": "another", "numpy": "0.0"}
 
 
 def test_the_run_hash_covers_exactly_the_code_that_dvc_watches():

@@ -48,6 +48,8 @@ def describe_environment(device: torch.device) -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "numpy": np.__version__,  # orders the batches
         "machine": platform.machine(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),  # AVX2 and AVX512 add up in different orders
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }

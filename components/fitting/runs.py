@@ -4,6 +4,7 @@
     artifacts/runs/<hash>/pid                that trainer's process id
     artifacts/runs/<hash>/state.safetensors  weights, best weights, optimizer; history as JSON in the file's metadata
     artifacts/runs/<hash>/checkpoint/        what a finished run hands out; an identical re-run only copies it
+    artifacts/runs/prune.lock                held by the one process that removes old runs
 
 The hash covers parameters, data and code, so a state can only be resumed by the run that left it. The folder lies
 outside DVC's outs, because DVC deletes those before it re-runs a stage. The state is one file: it is whole or it is the
@@ -27,7 +28,7 @@ from torch import Tensor
 from components.console import log
 from components.files import replacing_file, replacing_folder
 
-KEPT_RUNS = 5
+KEPT_RUNS = 5  # of the finished and of the unfinished ones each
 
 Weights = dict[str, Tensor]
 
@@ -136,19 +137,38 @@ class Run:
 
 
 def prune_runs(runs: Path, *, keep: int = KEPT_RUNS) -> None:
-    """Delete all but the `keep` latest run folders; those in use stay."""
+    """Delete all but the `keep` latest finished and the `keep` latest unfinished runs; those in use stay.
+
+    They count apart, so that a resumable run outlives any number of finished ones. One process prunes at a time.
+    """
+    from filelock import FileLock
+
+    with FileLock(runs / "prune.lock"):
+        folders = sorted((path for path in runs.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+        kinds: dict[str, list[Path]] = {"finished": [], "unfinished": []}
+        for folder in reversed(folders):
+            kinds["finished" if Run(runs, folder.name).is_finished else "unfinished"].append(folder)
+        for kind, latest_first in kinds.items():
+            for folder in latest_first[keep:]:
+                if _remove_unused(folder):
+                    log.info("removed the %s run %s: only the latest %d are kept", kind, folder, keep)
+
+
+def _remove_unused(folder: Path) -> bool:
+    """Remove a run and its lock; return False, and leave it, where it is in use."""
     from filelock import FileLock, Timeout
 
-    folders = sorted((path for path in runs.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    for folder in folders[: max(len(folders) - keep, 0)]:
-        lock = FileLock(_lock_file(folder))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
+    lock = FileLock(_lock_file(folder))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    try:
         shutil.rmtree(folder)
         _lock_file(folder).unlink()  # while held: filelock notices an unlinked file and starts over
+    finally:
         lock.release()
+    return True
 
 
 def _lock_file(folder: Path) -> Path:
