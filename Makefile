@@ -37,8 +37,8 @@ setup: $(INSTALLED) ## Python 3.11 environment in .venv (done by itself when mis
 run: setup ## log -> validated, trained, evaluated, packaged model; SOURCE= LOG= COLUMNS= ITEMS= for your own log
 	@$(PY) -m flows $(RUN_OPTIONS)
 
-serve: setup ## serve the champion on http://localhost:3000
-	@$(PY) -m components serve
+serve: setup ## serve the champion on http://localhost:3000; PORT=3000
+	@$(PY) -m components serve $(call option,PORT,--port)
 
 nightly: setup ## Prefect server, worker and the nightly deployment, until Ctrl-C; PORT=4200
 	@$(PY) -m flows.nightly $(call option,PORT,--port)

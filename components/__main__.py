@@ -141,7 +141,7 @@ def promote() -> None:
 @app.command()
 def serve(
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for every one")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on")] = 3000,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="port to listen on")] = 3000,
 ) -> None:
     """Serve the champion: POST /recommend."""
     from components import registry

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 import sys
 import tarfile
 import tempfile
@@ -76,10 +77,12 @@ def serve(*, artifacts: Path, registry: Path, host: str, port: int) -> NoReturn:
     """Become `bentoml serve` of the champion; fetches it from the export where the store lacks it.
 
     Raises:
-        StateError: nothing was promoted yet, champion.json is damaged, or the champion is neither in the store nor in
-            artifacts/.
+        StateError: the port is taken, nothing was promoted yet, champion.json is damaged, or the champion is neither in
+            the store nor in artifacts/.
     """
+    _require_free(host, port)
     champion = ensure_champion(artifacts=artifacts, registry=registry)
+    _warn_of_other_data(champion, artifacts / "package.json")
     log.info("%s at http://%s:%d (verdict: %s)", champion["tag"], host, port, champion["verdict"])
     command = [sys.executable, "-P", "-m", "bentoml", "serve", champion["tag"], "--host", host, "--port", str(port)]
     os.execve(sys.executable, command, os.environ | {"BENTOML_DO_NOT_TRACK": "True", "OMP_NUM_THREADS": "1"})  # noqa: S606
@@ -89,7 +92,7 @@ def ensure_champion(*, artifacts: Path, registry: Path) -> dict[str, Any]:
     """Return registry/champion.json after making sure that the store holds the champion and its model; see `serve`."""
     champion = _read_champion(registry)
     if champion is None:
-        raise StateError("nothing was promoted yet", where=str(registry / "champion.json"), todo="Run `make run`")
+        raise _nothing_promoted(artifacts, registry / "champion.json")
     if _is_stored(champion):
         return champion
     packaged = _read(artifacts / "package.json")
@@ -117,6 +120,48 @@ def point_latest(tag: str) -> None:
     if not pointer.exists() or pointer.read_text(encoding="utf-8").strip() != bento.name:
         with replacing_file(pointer) as temporary:
             temporary.write_text(bento.name, encoding="utf-8")
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raise StateError where `bentoml serve` could not listen; it would say so with a traceback of 40 lines."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise StateError(
+            "cannot listen here",
+            where=f"{host}:{port}",
+            observed=error.strerror,
+            todo=f"End what holds the port, or choose another one: `make serve PORT={port + 1}`",
+        ) from error
+
+
+def _nothing_promoted(artifacts: Path, pointer: Path) -> StateError:
+    """Return the error for a missing champion.json: the gate refused the only candidate, or nothing ran so far."""
+    package = artifacts / "package.json"
+    packaged = _read(package) if package.exists() else None
+    if packaged is None or packaged["verdict"] != "refused":
+        return StateError("nothing was promoted yet", where=str(pointer), todo="Run `make run`")
+    return StateError(
+        f"nothing was promoted yet, the gate refused the candidate {packaged['tag']}",
+        where=str(pointer),
+        todo="Open reports/report.html; to look at the candidate anyway: "
+        f"`bentoml import {artifacts / 'hstuflow.bento'}`, then `bentoml serve {packaged['tag']}`",
+    )
+
+
+def _warn_of_other_data(champion: dict[str, Any], package: Path) -> None:
+    """Say in one line that the champion was trained on another log than the last package, where it was."""
+    packaged = _read(package) if package.exists() else champion
+    if packaged["data_hash"] != champion["data_hash"]:
+        log.warning(
+            "serving %s, not the last candidate %s (%s): that was trained on other data, %s, the champion on %s",
+            champion["tag"],
+            packaged["tag"],
+            packaged["verdict"],
+            packaged["data_hash"][:12],
+            champion["data_hash"][:12],
+        )
 
 
 def _succeed(packaged: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
@@ -148,7 +193,7 @@ def _read_champion(registry: Path) -> dict[str, Any] | None:
         return None
     todo = f"Run `git checkout HEAD {pointer}`, or remove it and run `python -m components promote`"
     champion = _read(pointer, todo)
-    names = {"tag", "model_tag", "verdict", "previous"}
+    names = {"tag", "model_tag", "verdict", "data_hash", "previous"}
     observed = set(champion) if isinstance(champion, dict) else set()
     if not names <= observed:
         raise StateError("lacks keys", where=str(pointer), observed=sorted(observed), expected=sorted(names), todo=todo)

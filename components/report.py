@@ -50,7 +50,7 @@ def write_report(settings: Settings, *, artifacts: Path, reports: Path) -> None:
     log.info("report written to %s", reports / "report.html")
 
 
-def print_summary(settings: Settings, *, artifacts: Path, reports: Path) -> None:
+def print_summary(settings: Settings, *, artifacts: Path, reports: Path, registry: Path = Path("registry")) -> None:
     """Print the headline table, the verdict, three recommendations, the paths and the next command to stdout.
 
     Raises:
@@ -60,7 +60,9 @@ def print_summary(settings: Settings, *, artifacts: Path, reports: Path) -> None
     _print_metrics(lead, read_written(reports / "metrics.json")[lead.protocol])
     _print_verdict(lead.gate)
     _print_recommendations(lead)
-    _print_paths(artifacts, reports, lead.gate["verdict"])
+    _print_paths(artifacts, reports)
+    champion = registry / "champion.json"
+    _print(f"{'next':<10} {_next_step(artifacts, reports, champion, lead.gate['verdict'])}")
 
 
 def _find_lead(settings: Settings, results: Mapping[tuple[str, str], Result]) -> Result:
@@ -93,8 +95,8 @@ def _print_recommendations(lead: Result) -> None:
             _print(f"  {place}. {item['title']}" + ("" if item["score"] is None else f"  ({item['score']:.2f})"))
 
 
-def _print_paths(artifacts: Path, reports: Path, verdict: str) -> None:
-    """List what was written, and what to do next; a Bento is listed only where there is one."""
+def _print_paths(artifacts: Path, reports: Path) -> None:
+    """List what was written; a Bento is listed only where there is one."""
     package = artifacts / "package.json"
     paths = {"report": str(reports / "report.html"), "data docs": str(reports / "data_docs" / "index.html")}
     if package.exists():
@@ -102,8 +104,20 @@ def _print_paths(artifacts: Path, reports: Path, verdict: str) -> None:
     _print("")
     for name, path in paths.items():
         _print(f"{name:<10} {path}")
-    refused = "  (the champion so far, where there is one)" if verdict == "refused" else ""
-    _print(f"{'next':<10} make serve{refused}")
+
+
+def _next_step(artifacts: Path, reports: Path, champion: Path, verdict: str) -> str:
+    """Return what to do after this run: nothing can be served where the first candidate ever was refused."""
+    if verdict != "refused":
+        return "make serve"
+    if champion.exists():
+        return "make serve  (the champion so far)"
+    step = f"open {reports / 'report.html'}"
+    package = artifacts / "package.json"
+    if package.exists():
+        step += "; to look at the candidate anyway: "
+        step += f"bentoml import {artifacts / 'hstuflow.bento'}, then bentoml serve {read_json(package)['tag']}"
+    return step
 
 
 def _print(line: str) -> None:

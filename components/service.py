@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import bentoml
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
@@ -220,6 +221,23 @@ def _refuse(error: HstuflowError | ValidationError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, status_code=error.http_status)
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    observed = "" if first["type"] in ("missing", "json_invalid") else f", observed {repr(first['input'])[:80]}"
-    return JSONResponse({"error": f"{where or 'the body'}: {message}{observed}"}, status_code=InputError.http_status)
+    return JSONResponse({"error": f"{where or 'the body'}: {_explain(first)}"}, status_code=InputError.http_status)
+
+
+def _explain(error: ErrorDetails) -> str:
+    """Say what is wrong; pydantic's own words serve wherever they say what to do."""
+    observed = f", observed {repr(error['input'])[:80]}"
+    match error["type"], error["loc"]:
+        case (("missing" | "json_invalid"), _):
+            return error["msg"]
+        case "extra_forbidden", loc:
+            schema = RecommendRequest if len(loc) == 1 else HistoryEvent
+            return f"unknown key, allowed: {', '.join(schema.model_fields)}"
+        case "too_long", _:
+            return f"should have at most {MAX_EVENTS:,} entries, observed {len(error['input']):,}"
+        case "less_than_equal", (*_, "timestamp" | "request_time"):
+            return f"should be seconds since 1970, not milliseconds{observed}"
+        case "int_type", (*_, "timestamp" | "request_time"):
+            return f"should be seconds since 1970 as an integer{observed}"
+        case _:
+            return error["msg"].removeprefix("Value error, ") + observed

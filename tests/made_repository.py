@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -58,7 +59,14 @@ class Repository:
         """Start a command whose output goes to `log`."""
         with log.open("w") as file:
             return subprocess.Popen(
-                command, cwd=self.root, env=self.environment(), text=True, stdout=file, stderr=subprocess.STDOUT
+                command,
+                cwd=self.root,
+                env=self.environment(),
+                text=True,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                # A shell starts `command &` with SIGINT ignored, and children inherit that; here Ctrl-C must arrive.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def use(self, **changes: Any) -> None:

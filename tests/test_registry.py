@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import socket
 import sys
 import tarfile
 from pathlib import Path
@@ -26,7 +27,7 @@ class Workspace:
         self.root, self.store = root, root / "bentoml"
         self.folders = {"artifacts": root / "artifacts", "reports": root / "reports", "registry": root / "registry"}
 
-    def package(self, version, verdict="accepted", name="hstuflow"):
+    def package(self, version, verdict="accepted", name="hstuflow", data="d"):
         self.validate({"success": True, "profile": {"of": version}})
         export = self.folders["artifacts"] / "hstuflow.bento"
         export.parent.mkdir(exist_ok=True)
@@ -41,7 +42,7 @@ class Workspace:
             "verdict": verdict,
             "bento_sha256": hashlib.sha256(export.read_bytes()).hexdigest(),
         }
-        rest = {"name": name, "checkpoint_hash": "c", "data_hash": "d", "git_commit": "g", "metrics": {}}
+        rest = {"name": name, "checkpoint_hash": "c", "data_hash": data, "git_commit": "g", "metrics": {}}
         write_json(self.folders["artifacts"] / "package.json", packaged | rest)
 
     def validate(self, report):
@@ -52,6 +53,10 @@ class Workspace:
 
     def ensure_champion(self):
         return registry.ensure_champion(artifacts=self.folders["artifacts"], registry=self.folders["registry"])
+
+    def serve(self, host="127.0.0.1", port=None):
+        folders = {name: self.folders[name] for name in ("artifacts", "registry")}
+        registry.serve(**folders, host=host, port=find_free_port() if port is None else port)
 
     @property
     def champion(self):
@@ -72,6 +77,12 @@ class Workspace:
 
     def everything(self):
         return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in self.root.rglob("*") if p.is_file()}
+
+
+def find_free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture
@@ -252,8 +263,19 @@ def test_promotion_names_what_an_earlier_step_did_not_leave(workspace, missing):
 
 
 def test_serving_before_any_promotion_says_what_to_run(workspace):
-    with pytest.raises(StateError, match="nothing was promoted yet"):
+    with pytest.raises(StateError, match=r"nothing was promoted yet\. Run `make run`"):
         workspace.ensure_champion()
+
+
+def test_serving_after_a_refused_first_run_names_the_candidate_and_how_to_look_at_it(workspace):
+    workspace.package("v1", verdict="refused", name="hstuflow-candidate")
+    workspace.promote()
+    with pytest.raises(StateError) as caught:
+        workspace.ensure_champion()
+    export = workspace.folders["artifacts"] / "hstuflow.bento"
+    assert "the gate refused the candidate hstuflow-candidate:v1. Open reports/report.html" in str(caught.value)
+    assert f"`bentoml import {export}`, then `bentoml serve hstuflow-candidate:v1`" in str(caught.value)
+    assert "make run" not in str(caught.value)
 
 
 @pytest.mark.parametrize("lost", ["bentos", "models", "bentos/hstuflow/v1", "models/hstuflow/mv1"])
@@ -287,13 +309,62 @@ def test_serving_a_champion_that_is_nowhere_here_is_refused(workspace):
         workspace.ensure_champion()
 
 
-def test_serve_becomes_bentoml_serve_of_the_champion_itself(workspace, monkeypatch):
-    workspace.package("v1")
-    workspace.promote()
+@pytest.fixture
+def started(monkeypatch):
+    """The list of what `serve` became, instead of becoming it."""
     started = []
     monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
-    registry.serve(artifacts=workspace.folders["artifacts"], registry=workspace.folders["registry"], host="::1", port=1)
+    return started
+
+
+def test_serve_becomes_bentoml_serve_of_the_champion_itself(workspace, started):
+    workspace.package("v1")
+    workspace.promote()
+    port = find_free_port()
+    workspace.serve(port=port)
     ((program, command, environment),) = started
     assert program == sys.executable
-    assert command[1:] == ["-P", "-m", "bentoml", "serve", "hstuflow:v1", "--host", "::1", "--port", "1"]
+    assert command[1:] == ["-P", "-m", "bentoml", "serve", "hstuflow:v1", "--host", "127.0.0.1", "--port", str(port)]
     assert (environment["BENTOML_DO_NOT_TRACK"], environment["OMP_NUM_THREADS"]) == ("True", "1")
+
+
+def test_serve_warns_that_the_champion_is_not_the_refused_candidate_of_another_log(workspace, started, caplog):
+    workspace.package("v1", data="old")
+    workspace.promote()
+    workspace.package("v2", verdict="refused", name="hstuflow-candidate", data="new")
+    workspace.promote()
+    caplog.clear()
+    workspace.serve()
+    assert caplog.messages == [
+        "serving hstuflow:v1, not the last packaged candidate hstuflow-candidate:v2 (refused), "
+        "which was trained on other data: new, the champion on old"
+    ]
+    assert started[0][1][4] == "hstuflow:v1"
+
+
+@pytest.mark.parametrize("packaged", [True, False])
+def test_serve_warns_of_nothing_where_the_data_is_the_same_or_nothing_is_packaged(workspace, started, caplog, packaged):
+    workspace.package("v1")
+    workspace.promote()
+    workspace.package("v2", verdict="refused", name="hstuflow-candidate")
+    if not packaged:
+        (workspace.folders["artifacts"] / "package.json").unlink()
+    workspace.serve()
+    assert len(started) == 1
+    assert not caplog.messages
+
+
+def test_serve_on_a_taken_port_is_one_sentence_and_names_no_address_as_served(workspace, started, caplog):
+    workspace.package("v1")
+    workspace.promote()
+    caplog.clear()
+    with socket.create_server(("127.0.0.1", 0)) as taken, caplog.at_level(logging.INFO):
+        port = taken.getsockname()[1]
+        with pytest.raises(StateError) as caught:
+            workspace.serve(port=port)
+    assert str(caught.value) == (
+        f"127.0.0.1:{port}: cannot listen here: observed Address already in use. "
+        f"End what holds the port, or choose another one: `make serve PORT={port + 1}`"
+    )
+    assert not caplog.messages
+    assert not started

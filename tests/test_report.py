@@ -29,7 +29,8 @@ def write(root, **settings):
 
 def summarise(root, capsys, **settings):
     capsys.readouterr()
-    print_summary(report_settings(**settings), artifacts=root / "artifacts", reports=root / "reports")
+    folders = {name: root / name for name in ("artifacts", "reports", "registry")}
+    print_summary(report_settings(**settings), **folders)
     return capsys.readouterr().out
 
 
@@ -188,6 +189,28 @@ def test_a_verdict_that_is_not_accepted_ends_in_a_warning(root, capsys, verdict,
     write(root)
     change_gate(root, verdict=verdict)
     assert re.search(f"warning: .*{words}", summarise(root, capsys))
+
+
+def test_after_a_refused_first_run_the_next_step_is_the_report_and_the_candidate_by_hand(root, capsys):
+    write(root)
+    change_gate(root, verdict="refused")
+    report = f"open {root / 'reports' / 'report.html'}"
+    assert summarise(root, capsys).splitlines()[-1].split(maxsplit=1) == ["next", report]
+
+    write_json(root / "artifacts" / "package.json", {"tag": "hstuflow-candidate:abc"})
+    shown = summarise(root, capsys)
+    assert shown.splitlines()[-1].split(maxsplit=1)[1] == (
+        f"{report}; to look at the candidate anyway: bentoml import {root / 'artifacts' / 'hstuflow.bento'},"
+        " then bentoml serve hstuflow-candidate:abc"
+    )
+    assert "make serve" not in shown
+
+
+def test_after_a_refused_run_the_champion_so_far_can_be_served(root, capsys):
+    write(root)
+    change_gate(root, verdict="refused")
+    write_json(root / "registry" / "champion.json", {})
+    assert summarise(root, capsys).rstrip().endswith("make serve  (the champion so far)")
 
 
 def test_the_closing_table_names_the_bento_where_there_is_one(root, capsys):

@@ -161,12 +161,12 @@ def test_a_history_without_known_items_gets_popular_items_marked_as_such(client,
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"histroy": []}, "histroy: Extra inputs are not permitted, observed []"),
+        ({"histroy": []}, "histroy: unknown key, allowed: history, k, request_time, exclude_seen, exclude"),
         ({"history": None}, "history: Input should be a valid array, observed None"),
         ({"history": [{"item_id": "a"}]}, "history.0.timestamp: Field required"),
         (
             {"history": [{"item_id": "a", "timestamp": 1, "rating": 5}]},
-            "history.0.rating: Extra inputs are not permitted, observed 5",
+            "history.0.rating: unknown key, allowed: item_id, timestamp",
         ),
         (
             {"history": [{"item_id": True, "timestamp": 1}]},
@@ -174,15 +174,15 @@ def test_a_history_without_known_items_gets_popular_items_marked_as_such(client,
         ),
         (
             {"history": [{"item_id": "a", "timestamp": 1.5}]},
-            "history.0.timestamp: Input should be a valid integer, observed 1.5",
+            "history.0.timestamp: should be seconds since 1970 as an integer, observed 1.5",
         ),
         (
             {"history": [{"item_id": "a", "timestamp": "1"}]},
-            "history.0.timestamp: Input should be a valid integer, observed '1'",
+            "history.0.timestamp: should be seconds since 1970 as an integer, observed '1'",
         ),
         (
             {"history": [{"item_id": "a", "timestamp": True}]},
-            "history.0.timestamp: Input should be a valid integer, observed True",
+            "history.0.timestamp: should be seconds since 1970 as an integer, observed True",
         ),
         (
             {"history": [{"item_id": "a", "timestamp": -1}]},
@@ -190,7 +190,11 @@ def test_a_history_without_known_items_gets_popular_items_marked_as_such(client,
         ),
         (
             {"history": [{"item_id": "a", "timestamp": 1_700_000_000_000}]},
-            "history.0.timestamp: Input should be less than or equal to 253402300799, observed 1700000000000",
+            "history.0.timestamp: should be seconds since 1970, not milliseconds, observed 1700000000000",
+        ),
+        (
+            {"request_time": 1_700_000_000_000},
+            "request_time: should be seconds since 1970, not milliseconds, observed 1700000000000",
         ),
         ({"k": 0}, "k: Input should be greater than or equal to 1, observed 0"),
         ({"k": 1_001}, "k: Input should be less than or equal to 1000, observed 1001"),
@@ -198,7 +202,7 @@ def test_a_history_without_known_items_gets_popular_items_marked_as_such(client,
         ({"k": None}, "k: Input should be a valid integer, observed None"),
         ({"exclude_seen": 1}, "exclude_seen: Input should be a valid boolean, observed 1"),
         ({"exclude": [1.5]}, "exclude.0: Input should be an integer or a string, observed 1.5"),
-        ({"request_time": 1.5}, "request_time: Input should be a valid integer, observed 1.5"),
+        ({"request_time": 1.5}, "request_time: should be seconds since 1970 as an integer, observed 1.5"),
         (
             {"request_time": 1_010},
             "request_time lies before the last event of the history: observed 1010, expected 1011 or later."
@@ -220,7 +224,10 @@ def test_a_request_that_the_schema_refuses_gets_400_and_one_sentence(client, cha
         (b"[]", "the body: Input should be an object"),
         (b"\xff\xfe", "the body: Invalid JSON"),
         (b'{"history": [], "k": NaN}', "k: Input should be a valid integer"),
-        (b'{"history": [{"item_id": "a", "timestamp": NaN}]}', "history.0.timestamp: Input should be"),
+        (
+            b'{"history": [{"item_id": "a", "timestamp": NaN}]}',
+            "history.0.timestamp: should be seconds since 1970 as an integer",
+        ),
         (b"[" * 10_000, "the body: Invalid JSON"),
     ],
 )
@@ -235,8 +242,7 @@ def test_a_body_that_is_not_the_right_json_gets_400_and_one_sentence(client, bod
 def test_too_many_events_or_exclusions_get_400(client, key, entry):
     response = client.post("/recommend", json={"history": []} | {key: [entry] * 10_001})
     assert response.status_code == 400
-    assert response.json()["error"].startswith(f"{key}: List should have at most 10000 items")
-    assert len(response.text) < 300
+    assert response.json() == {"error": f"{key}: should have at most 10,000 entries, observed 10,001"}
 
 
 def test_the_largest_allowed_request_is_served(client):
