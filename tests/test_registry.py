@@ -336,8 +336,8 @@ def test_serve_warns_that_the_champion_is_not_the_refused_candidate_of_another_l
     caplog.clear()
     workspace.serve()
     assert caplog.messages == [
-        "serving hstuflow:v1, not the last packaged candidate hstuflow-candidate:v2 (refused), "
-        "which was trained on other data: new, the champion on old"
+        "serving hstuflow:v1, not the last candidate hstuflow-candidate:v2 (refused): "
+        "that was trained on other data, new, the champion on old"
     ]
     assert started[0][1][4] == "hstuflow:v1"
 
