@@ -126,7 +126,9 @@ def _require_free(host: str, port: int) -> None:
     """Raise StateError where `bentoml serve` could not listen; it would say so with a traceback of 40 lines."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((host, port), family=family).close()
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just given up is free
+            probe.bind((host, port))
     except OSError as error:
         raise StateError(
             "cannot listen here",

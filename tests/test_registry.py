@@ -339,7 +339,7 @@ def test_serve_warns_that_the_champion_is_not_the_refused_candidate_of_another_l
         "serving hstuflow:v1, not the last candidate hstuflow-candidate:v2 (refused): "
         "that was trained on other data, new, the champion on old"
     ]
-    assert started[0][1][4] == "hstuflow:v1"
+    assert "hstuflow:v1" in started[0][1]
 
 
 @pytest.mark.parametrize("packaged", [True, False])
