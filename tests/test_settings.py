@@ -92,4 +92,4 @@ def test_a_wrong_recipe_leaves_the_params_as_they_were(params: Path, tmp_path: P
 @pytest.mark.parametrize("recipe", sorted((PARAMS.parent / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_fits_the_committed_params(params: Path, recipe: Path):
     use_recipe(recipe, params)
-    load_settings(params)
+    assert load_settings(params)
