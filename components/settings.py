@@ -98,7 +98,7 @@ class TrainSettings(Section):
     patience: int = Field(ge=1, description="epochs without a better validation NDCG@10 before stopping")
     seed: int = Field(ge=0)
     num_threads: int = Field(ge=1, description="CPU threads; two are 3-5x slower than one on a busy machine")
-    backend: Literal["auto", "reference", "cpu"] = Field(
+    backend: Literal["auto", "reference", "torch", "cpu", "triton"] = Field(
         description="of kernels.hstu_attention; training says which and why"
     )
 

@@ -8,18 +8,16 @@ Checks the arguments, chooses a backend and calls it. Shapes: L rows of the batc
 
 from __future__ import annotations
 
-from typing import Literal, cast
-
 import torch
 from torch import Tensor
 
+from kernels import attention_op
+from kernels.arguments import Arguments
+from kernels.batch_memo import BatchMemo
 from kernels.bias import RelativeBias
-from kernels.hstu_cpu import cpu_attention
+from kernels.choice import choose_backend
 from kernels.reference import reference_attention
 from kernels.time_buckets import NUM_TIME_BUCKETS
-
-Backend = Literal["reference", "cpu"]
-_BACKENDS = {"reference": reference_attention, "cpu": cpu_attention}
 
 
 def hstu_attention(
@@ -49,50 +47,31 @@ def hstu_attention(
         num_targets: (B,) int64: rows at the end of each sequence that are candidates, unseen by one another.
         num_context: rows at the start of every non-empty sequence that see all context and history.
         window: how many ids back a row sees; 0 is no limit.
-        backend: auto | reference | cpu; see `choose_backend`.
+        backend: auto | reference | torch | cpu | triton; see `choose_backend`.
 
     Raises:
         ValueError: shapes, dtypes, devices or offsets do not fit together, or the backend cannot take them.
     """
     _check_tensors(q, k, v, offsets)
-    _check_rows(offsets, num_targets, num_context, num_rows=len(q), max_len=max_len)
     if window < 0:
         raise ValueError(f"window is {window}, expected 0 (no limit) or more")
-    if bias is not None:
-        _check_bias(bias, q, max_len)
+    if num_context < 0:
+        raise ValueError(f"num_context is {num_context}, expected 0 or more")
+    _check_targets(num_targets, offsets)
+    bias = bias or RelativeBias(None, None, None, None)
+    _check_bias(bias, q, max_len)
+    if not torch.compiler.is_compiling():  # values are not known there
+        checked = (len(q), max_len, num_context)
+        _CHECKED.get((offsets, num_targets), checked, lambda: _check_rows(offsets, num_targets, *checked))
+    arguments = Arguments(offsets, bias, num_targets, max_len, alpha, num_context, window)
     name, _ = choose_backend(q.device, backend)
-    return _BACKENDS[name](
-        q,
-        k,
-        v,
-        offsets,
-        max_len=max_len,
-        alpha=alpha,
-        bias=bias,
-        num_targets=num_targets,
-        num_context=num_context,
-        window=window,
-    )
+    if name == "reference":
+        return reference_attention(q, k, v, arguments)
+    return attention_op.attention(q, k, v, arguments, name)
 
 
-def choose_backend(device: torch.device | str, backend: str = "auto") -> tuple[Backend, str]:
-    """Return the backend that runs on `device` and, for the log, why.
-
-    Raises:
-        ValueError: the backend does not exist or does not run on this device.
-    """
-    kind = torch.device(device).type
-    if backend == "triton":
-        raise ValueError("backend 'triton' comes with the next release; available are auto, reference and cpu")
-    if backend not in ("auto", *_BACKENDS):
-        raise ValueError(f"backend is {backend!r}, expected one of auto, reference, cpu")
-    if backend == "cpu" and kind != "cpu":
-        raise ValueError(f"backend 'cpu' was given tensors on {kind}; use auto or reference there")
-    if backend != "auto":
-        return cast("Backend", backend), "asked for"
-    if kind == "cpu":
-        return "cpu", "the tensors are on the CPU: sequences of similar length are batched"
-    return "reference", f"no kernel for {kind} in this release: one sequence at a time, correct but slow"
+# Looking at values on a GPU waits for it: once a batch is enough.
+_CHECKED: BatchMemo[None] = BatchMemo()
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> None:
@@ -112,21 +91,29 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> None:
         raise ValueError(f"offsets is on {offsets.device}, but q is on {q.device}")
 
 
-def _check_rows(offsets: Tensor, num_targets: Tensor | None, num_context: int, *, num_rows: int, max_len: int) -> None:
+def _check_targets(num_targets: Tensor | None, offsets: Tensor) -> None:
+    if num_targets is None:
+        return
+    num_sequences = len(offsets) - 1
+    if num_targets.shape != (num_sequences,) or num_targets.dtype != torch.int64:
+        raise ValueError(
+            f"num_targets is {num_targets.dtype} {tuple(num_targets.shape)}, expected int64 ({num_sequences},)"
+        )
+    if num_targets.device != offsets.device:
+        raise ValueError(f"num_targets is on {num_targets.device}, but offsets is on {offsets.device}")
+
+
+def _check_rows(offsets: Tensor, num_targets: Tensor | None, num_rows: int, max_len: int, num_context: int) -> None:
+    offsets = offsets.cpu()
     lengths = offsets.diff()
     if int(offsets[0]) != 0 or int(offsets[-1]) != num_rows or bool((lengths < 0).any()):
         raise ValueError(f"offsets must rise from 0 to L = {num_rows}, observed {offsets.tolist()[:8]}...")
     longest = int(lengths.max()) if len(lengths) else 0
     if longest > max_len:
         raise ValueError(f"a sequence has {longest} rows, more than max_len = {max_len}")
-    if num_context < 0:
-        raise ValueError(f"num_context is {num_context}, expected 0 or more")
     needed = torch.full_like(lengths, num_context)
     if num_targets is not None:
-        if num_targets.shape != lengths.shape or num_targets.dtype != torch.int64:
-            raise ValueError(
-                f"num_targets is {num_targets.dtype} {tuple(num_targets.shape)}, expected int64 ({len(lengths)},)"
-            )
+        num_targets = num_targets.cpu()
         if bool((num_targets < 0).any()):
             raise ValueError("num_targets has a negative entry")
         needed = needed + num_targets

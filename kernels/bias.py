@@ -7,8 +7,7 @@ Source: hstu-spec section 2 (arXiv 2402.17152). Shapes: L rows of the batch, N m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -25,11 +24,9 @@ class RelativeBias:
     time_weight: Tensor | None
     timestamps: Tensor | None
     next_timestamps: Tensor | None
-    cache: dict[str, Any] = field(default_factory=dict, kw_only=True, repr=False)
-    """What a backend derived from the timestamps alone, shared by the layers of a model (`with_tables`)."""
 
     def with_tables(self, position_weight: Tensor | None, time_weight: Tensor | None) -> RelativeBias:
-        """Return the same timestamps with another layer's tables: their buckets are computed once per batch."""
+        """Return the same timestamps with another layer's tables: what is derived from those is made once per batch."""
         return replace(self, position_weight=position_weight, time_weight=time_weight)
 
     def times(self) -> tuple[Tensor, Tensor]:

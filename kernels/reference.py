@@ -13,33 +13,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from kernels.arguments import Arguments
 from kernels.bias import RelativeBias
 from kernels.time_buckets import time_buckets
 
 
-def reference_attention(
-    q_LHD: Tensor,
-    k_LHD: Tensor,
-    v_LHD: Tensor,
-    offsets: Tensor,
-    *,
-    max_len: int,
-    alpha: float,
-    bias: RelativeBias | None,
-    num_targets: Tensor | None,
-    num_context: int,
-    window: int,
-) -> Tensor:
-    """Return (L, H, Dv); the arguments are those of `hstu_attention`, already checked."""
-    bounds = offsets.tolist()
-    targets = [0] * (len(bounds) - 1) if num_targets is None else num_targets.tolist()
+def reference_attention(q_LHD: Tensor, k_LHD: Tensor, v_LHD: Tensor, arguments: Arguments) -> Tensor:
+    """Return (L, H, Dv), differentiable."""
+    bounds, max_len = arguments.offsets.tolist(), arguments.max_len
+    targets = [0] * (len(bounds) - 1) if arguments.num_targets is None else arguments.num_targets.tolist()
     outputs = [v_LHD[:0]]
     for start, end, t in zip(bounds[:-1], bounds[1:], targets, strict=True):
         rows = slice(start, end)
-        scores_Hnn = alpha * torch.einsum("ihd,jhd->hij", q_LHD[rows], k_LHD[rows])
-        if bias is not None:
-            scores_Hnn = scores_Hnn + relative_bias(bias, rows, t, max_len=max_len)
-        mask_nn = attention_mask(end - start, t, num_context, window, device=q_LHD.device)
+        scores_Hnn = arguments.alpha * torch.einsum("ihd,jhd->hij", q_LHD[rows], k_LHD[rows])
+        scores_Hnn = scores_Hnn + relative_bias(arguments.bias, rows, t, max_len=max_len)
+        mask_nn = attention_mask(end - start, t, arguments.num_context, arguments.window, device=q_LHD.device)
         weights_Hnn = torch.where(mask_nn, silu(scores_Hnn) / max_len, 0.0)
         outputs.append(torch.einsum("hij,jhd->ihd", weights_Hnn, v_LHD[rows]))
     return torch.cat(outputs)

@@ -79,18 +79,18 @@ def test_a_window_of_w_leaves_w_rows_before_the_row_itself():
 @pytest.mark.parametrize("widths", [(1, 50, 50), (2, 25, 16), (8, 16, 25)], ids=str)
 def test_cpu_equals_reference_forward_and_backward(widths, bias, mask):
     problem = make_problem(lengths_for(mask), widths=widths, bias=bias, alpha=0.7, **mask)
-    assert_close(problem.output_and_gradients("cpu"), problem.output_and_gradients("reference"), 1e-12)
+    assert_close(problem.output_and_gradients("torch"), problem.output_and_gradients("reference"), 1e-12)
 
 
 @pytest.mark.parametrize("mask", [MASKS[0], MASKS[-1]], ids=str)
 def test_cpu_in_float32_is_within_1e5_of_float64(mask):
     problem = make_problem(lengths_for(mask), widths=(2, 25, 25), **mask)
     expected = problem.output_and_gradients("reference")
-    found = {name: t.double() for name, t in problem.to(torch.float32).output_and_gradients("cpu").items()}
+    found = {name: t.double() for name, t in problem.to(torch.float32).output_and_gradients("torch").items()}
     assert_close(found, expected, 1e-5)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_half_and_within_3_percent(backend, dtype):
     problem = make_problem([33, 70], widths=(2, 16, 16), targets=True)
@@ -103,7 +103,7 @@ def test_half_precision_stays_half_and_within_3_percent(backend, dtype):
 def test_cpu_equals_reference_at_the_edges_of_its_tiles(lengths):
     problem = make_problem(lengths)
     expected = problem.output_and_gradients("reference")
-    found = problem.output_and_gradients("cpu")
+    found = problem.output_and_gradients("torch")
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-11, atol=1e-13)
 
@@ -113,7 +113,7 @@ def test_cpu_equals_reference_with_equal_far_apart_and_reversed_times(spread):
     problem = make_problem([70, 5])
     times = torch.arange(75).flip(0) * spread - 7 * spread
     problem = replace(problem, timestamps=times, next_timestamps=times + spread)
-    assert_close(problem.output_and_gradients("cpu"), problem.output_and_gradients("reference"), 1e-12)
+    assert_close(problem.output_and_gradients("torch"), problem.output_and_gradients("reference"), 1e-12)
 
 
 def test_cpu_takes_contiguous_tensors_and_a_transposed_gradient():
@@ -121,7 +121,7 @@ def test_cpu_takes_contiguous_tensors_and_a_transposed_gradient():
     q, k, v = (torch.randn(40, 2, 8, dtype=torch.float64, generator=generator) for _ in range(3))
     offsets = torch.tensor([0, 30, 40])
     gradients = []
-    for backend in ("reference", "cpu"):
+    for backend in ("reference", "torch"):
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
         output = hstu_attention(*leaves, offsets, max_len=40, backend=backend)
         output.transpose(0, 2).pow(2).sum().backward()
@@ -132,7 +132,7 @@ def test_cpu_takes_contiguous_tensors_and_a_transposed_gradient():
 def test_cpu_gives_no_gradient_to_what_did_not_ask_for_one():
     problem = make_problem([20, 3])
     time_weight = problem.time_weight.clone().requires_grad_()
-    replace(problem, time_weight=time_weight).run("cpu").sum().backward()
+    replace(problem, time_weight=time_weight).run("torch").sum().backward()
     assert time_weight.grad.abs().sum() > 0
     assert problem.z.grad is None
     assert problem.position_weight.grad is None
@@ -146,7 +146,7 @@ def test_layers_that_share_timestamps_each_get_their_own_bias():
             problem, position_weight=problem.position_weight * factor, time_weight=problem.time_weight * factor
         )
         bias = shared.with_tables(other.position_weight, other.time_weight)
-        found = hstu_attention(*other.qkv, other.offsets, max_len=211, bias=bias, backend="cpu")
+        found = hstu_attention(*other.qkv, other.offsets, max_len=211, bias=bias, backend="torch")
         torch.testing.assert_close(found, other.run("reference"), rtol=1e-11, atol=1e-13)
 
 
@@ -154,21 +154,21 @@ def test_a_kept_layout_is_not_used_for_another_batch():
     first, second = make_problem([30, 10], seed=1), make_problem([10, 30], seed=1)
     bias = RelativeBias(first.position_weight, first.time_weight, first.timestamps, first.next_timestamps)
     for problem in (first, second):
-        found = hstu_attention(*problem.qkv, problem.offsets, max_len=211, bias=bias, backend="cpu")
+        found = hstu_attention(*problem.qkv, problem.offsets, max_len=211, bias=bias, backend="torch")
         torch.testing.assert_close(found, problem.run("reference"), rtol=1e-11, atol=1e-13)
 
 
 def test_buckets_that_are_not_kept_give_the_same_result(monkeypatch):
     problem = make_problem([90, 14])
-    kept = problem.output_and_gradients("cpu")
+    kept = problem.output_and_gradients("torch")
     monkeypatch.setattr("kernels.hstu_cpu_bias._MAX_KEPT", 0)
-    assert_close(problem.output_and_gradients("cpu"), kept, 0.0)
+    assert_close(problem.output_and_gradients("torch"), kept, 0.0)
 
 
 # ---- what must not matter
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
 def test_the_position_table_is_read_from_past_to_present(backend):
     """A table that is 1 for j = i - 1 only lets each row see just the row before it."""
     table = torch.zeros(9, dtype=torch.float64)
@@ -182,7 +182,7 @@ def test_the_position_table_is_read_from_past_to_present(backend):
     torch.testing.assert_close(output.flatten(), expected)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
 def test_the_time_bias_takes_the_next_time_of_the_row_and_the_time_of_the_key(backend):
     """A table that is 1 for gaps of a day only lets row 1 (next event on day 2) see row 0 (day 1)."""
     table = torch.zeros(129, dtype=torch.float64)
@@ -195,7 +195,7 @@ def test_the_time_bias_takes_the_next_time_of_the_row_and_the_time_of_the_key(ba
     assert output.tolist() == pytest.approx([silu_of_one / 2, silu_of_one / 2])
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("num_context", [0, 2])
 def test_swapping_two_candidates_swaps_their_outputs_and_nothing_else(backend, num_context):
     problem = make_problem([12], targets=True, num_context=num_context)
@@ -215,7 +215,7 @@ def test_swapping_two_candidates_swaps_their_outputs_and_nothing_else(backend, n
 
 def test_a_sequence_is_the_same_alone_and_beside_others():
     problem = make_problem([40, 200, 3, 40, 0, 64], targets=True, window=30)
-    together = problem.run("cpu")
+    together = problem.run("torch")
     bounds = problem.offsets.tolist()
     for b, rows in enumerate(slice(*pair) for pair in pairwise(bounds)):
         alone = replace(
@@ -225,7 +225,7 @@ def test_a_sequence_is_the_same_alone_and_beside_others():
             timestamps=problem.timestamps[rows],
             next_timestamps=problem.next_timestamps[rows],
             num_targets=problem.num_targets[b : b + 1],
-        ).run("cpu")
+        ).run("torch")
         torch.testing.assert_close(alone, together[rows], rtol=1e-12, atol=1e-14)
 
 
@@ -234,7 +234,7 @@ def test_a_nan_stays_within_its_sequence():
     z = problem.z.clone().requires_grad_()
     poison = torch.zeros_like(z)
     poison[45] = torch.nan
-    output = replace(problem, z=z + poison).run("cpu")
+    output = replace(problem, z=z + poison).run("torch")
     output[torch.cat([torch.arange(40), torch.arange(78, 119)])].sum().backward()
     assert output[:40].isfinite().all()
     assert output[78:].isfinite().all()
@@ -247,7 +247,7 @@ def test_later_rows_change_nothing_before_them():
     problem = make_problem([70])
     z = problem.z.clone()
     z[50:] += 1.0
-    torch.testing.assert_close(replace(problem, z=z).run("cpu")[:50], problem.run("cpu")[:50], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(replace(problem, z=z).run("torch")[:50], problem.run("torch")[:50], rtol=1e-12, atol=1e-14)
 
 
 # ---- arguments
@@ -255,7 +255,7 @@ def test_later_rows_change_nothing_before_them():
 
 def test_auto_takes_the_cpu_path_on_a_cpu_and_says_why():
     name, reason = choose_backend("cpu", "auto")
-    assert name == "cpu"
+    assert name == "torch"
     assert "CPU" in reason
 
 
@@ -269,8 +269,8 @@ def test_auto_takes_the_reference_on_a_gpu_and_says_why():
     ("device", "backend", "message"),
     [
         ("cuda", "triton", "next release.*auto, reference and cpu"),
-        ("cpu", "fast", "'fast'.*auto, reference, cpu"),
-        ("cuda", "cpu", "tensors on cuda"),
+        ("torch", "fast", "'fast'.*auto, reference, cpu"),
+        ("cuda", "torch", "tensors on cuda"),
     ],
 )
 def test_a_backend_that_cannot_run_is_refused(device, backend, message):

@@ -1,4 +1,4 @@
-"""The CPU path's unit of work: a tile of query rows against the key columns they may see, and the mask within it.
+"""The torch path's unit of work: a tile of query rows against the key columns they may see, and the mask within it.
 
 Shapes: G sequences of a group, H heads, K = H * G, n rows of its longest, R query rows and C key columns of a tile.
 """
@@ -58,11 +58,6 @@ class Visibility:
     def is_causal(self) -> bool:
         """Whether j <= i is the whole mask."""
         return self.num_targets is None and not self.num_context and not self.window
-
-    def is_same(self, other: Visibility) -> bool:
-        """Whether the two come from the very same arguments."""
-        same_numbers = (self.num_context, self.window) == (other.num_context, other.window)
-        return same_numbers and self.num_targets is other.num_targets
 
     def tiles(self, group: LengthGroup) -> list[Tile]:
         """Cut a group into tiles of at most 64 rows, without the columns that none of their rows can see."""

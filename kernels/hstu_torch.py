@@ -1,4 +1,4 @@
-"""HSTU attention on the CPU: batched matrix products over groups of sequences of similar length.
+"""HSTU attention in plain torch: batched matrix products over groups of sequences of similar length.
 
 Each group is computed in tiles of query rows against the keys they can see. Only q, k, v and the bias inputs are kept
 for the backward pass, which recomputes the scores s:
@@ -13,15 +13,15 @@ heads of a group, n rows of its longest, R query rows and C key columns of a til
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from kernels.arguments import Arguments, Gradients, Wants
+from kernels.batch_memo import BatchMemo
 from kernels.bias import RelativeBias
-from kernels.hstu_cpu_bias import BiasGradients, PositionBias, TileBias, TimeBias, TimeIndex
-from kernels.hstu_cpu_tiles import Tile, Visibility
+from kernels.hstu_torch_bias import BiasGradients, PositionBias, TileBias, TimeBias, TimeIndex
+from kernels.hstu_torch_tiles import Tile, Visibility
 from kernels.length_groups import LengthGroup, LengthGroups
 
 # Scores (G*n*n) of a group at most. One core, ML-1M lengths (mean 100, at most 200), batch 128: forward and backward
@@ -29,50 +29,38 @@ from kernels.length_groups import LengthGroup, LengthGroups
 _SCORES_PER_GROUP = 320_000
 
 
-def cpu_attention(
-    q_LHD: Tensor,
-    k_LHD: Tensor,
-    v_LHD: Tensor,
-    offsets: Tensor,
-    *,
-    max_len: int,
-    alpha: float,
-    bias: RelativeBias | None,
-    num_targets: Tensor | None,
-    num_context: int,
-    window: int,
-) -> Tensor:
-    """Return (L, H, Dv); the arguments are those of `hstu_attention`, already checked."""
-    bias = bias or RelativeBias(None, None, None, None)
-    visibility = Visibility(num_targets, num_context, window)
-    call = _Call(_layout(offsets, q_LHD.shape[1], visibility, bias), max_len, alpha)
-    output: Tensor = _CpuAttention.apply(q_LHD, k_LHD, v_LHD, bias.position_weight, bias.time_weight, call)  # type: ignore[no-untyped-call]
-    return output
+def forward(q_LHD: Tensor, k_LHD: Tensor, v_LHD: Tensor, arguments: Arguments) -> Tensor:
+    """Return (L, H, Dv); see `kernels.arguments`."""
+    call = _Call(_layout(arguments, q_LHD.shape[1]), arguments.max_len, arguments.alpha)
+    return _forward(call, q_LHD, k_LHD, v_LHD, call.layout.bias(arguments.bias))
+
+
+def backward(
+    grad_LHD: Tensor, q_LHD: Tensor, k_LHD: Tensor, v_LHD: Tensor, arguments: Arguments, wants: Wants
+) -> Gradients:
+    """Return the gradients; see `kernels.arguments`."""
+    call = _Call(_layout(arguments, q_LHD.shape[1]), arguments.max_len, arguments.alpha)
+    bias = call.layout.bias(arguments.bias)
+    bias_gradients = BiasGradients(bias, wanted=wants)
+    gradients = _backward(call, q_LHD, k_LHD, v_LHD, grad_LHD, bias, bias_gradients)
+    return Gradients(*gradients, *bias_gradients.tables())
 
 
 @dataclass(frozen=True, eq=False)
 class _Layout:
     """What depends on the lengths and times of a batch only, and so is shared by the layers of a model."""
 
-    offsets: Tensor
     visibility: Visibility
     groups: LengthGroups
     tiles: list[tuple[LengthGroup, list[Tile]]]
     time_index: TimeIndex | None
 
-    def serves(self, offsets: Tensor, num_heads: int, visibility: Visibility, bias: RelativeBias) -> bool:
-        """Whether it was made from these very tensors."""
-        return (
-            self.offsets is offsets
-            and self.groups.num_heads == num_heads
-            and self.visibility.is_same(visibility)
-            and (bias.time_weight is None or (self.time_index is not None and self.time_index.is_of(bias)))
-        )
-
-    def bias(self, position_weight: Tensor | None, time_weight: Tensor | None) -> TileBias:
+    def bias(self, bias: RelativeBias) -> TileBias:
         """Return one layer's bias."""
-        position = None if position_weight is None else PositionBias(position_weight, self.visibility.num_targets)
-        time = None if time_weight is None or self.time_index is None else TimeBias(time_weight, self.time_index)
+        weight = bias.position_weight
+        position = None if weight is None else PositionBias(weight, self.visibility.num_targets)
+        weight = bias.time_weight
+        time = None if weight is None or self.time_index is None else TimeBias(weight, self.time_index)
         return TileBias(position, time)
 
     def workspace(self, like: Tensor) -> Tensor:
@@ -80,17 +68,23 @@ class _Layout:
         return like.new_empty(max((tile.num_scores for _, tiles in self.tiles for tile in tiles), default=0))
 
 
-def _layout(offsets: Tensor, num_heads: int, visibility: Visibility, bias: RelativeBias) -> _Layout:
-    """Return the layout that `bias` carries from the layer before, or make it."""
-    kept = bias.cache.get("cpu")
-    if isinstance(kept, _Layout) and kept.serves(offsets, num_heads, visibility, bias):
-        return kept
-    groups = LengthGroups(offsets, num_heads=num_heads, max_scores=_SCORES_PER_GROUP)
-    tiles = [(group, visibility.tiles(group)) for group in groups]
-    time_index = None if bias.time_weight is None else TimeIndex(bias, [tile for _, cut in tiles for tile in cut])
-    layout = _Layout(offsets, visibility, groups, tiles, time_index)
-    bias.cache["cpu"] = layout
-    return layout
+_LAYOUTS: BatchMemo[_Layout] = BatchMemo()
+
+
+def _layout(arguments: Arguments, num_heads: int) -> _Layout:
+    """Return the layout that the layer before used, or make it."""
+    bias, offsets, num_targets = arguments.bias, arguments.offsets, arguments.num_targets
+    has_time = bias.time_weight is not None
+
+    def make() -> _Layout:
+        visibility = Visibility(num_targets, arguments.num_context, arguments.window)
+        groups = LengthGroups(offsets, num_heads=num_heads, max_scores=_SCORES_PER_GROUP)
+        tiles = [(group, visibility.tiles(group)) for group in groups]
+        all_tiles = [tile for _, cut in tiles for tile in cut]
+        return _Layout(visibility, groups, tiles, TimeIndex(bias, all_tiles) if has_time else None)
+
+    tensors = offsets, num_targets, *((bias.timestamps, bias.next_timestamps) if has_time else ())
+    return _LAYOUTS.get(tensors, (num_heads, arguments.num_context, arguments.window), make)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,33 +100,6 @@ class _Call:
         s_KRC = tile.scores(workspace)
         beta = 1 if bias.write(s_KRC, tile) else 0
         return s_KRC.baddbmm_(q_KnD[:, tile.rows], k_KnD[:, tile.columns].transpose(1, 2), beta=beta, alpha=self.alpha)
-
-
-class _CpuAttention(torch.autograd.Function):
-    """Autograd's view of the two passes."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        q_LHD: Tensor,
-        k_LHD: Tensor,
-        v_LHD: Tensor,
-        position_weight: Tensor | None,
-        time_weight: Tensor | None,
-        call: _Call,
-    ) -> Tensor:
-        ctx.call = call
-        ctx.save_for_backward(q_LHD, k_LHD, v_LHD, position_weight, time_weight)
-        return _forward(call, q_LHD, k_LHD, v_LHD, call.layout.bias(position_weight, time_weight))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_LHD: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        q_LHD, k_LHD, v_LHD, position_weight, time_weight = ctx.saved_tensors
-        bias = ctx.call.layout.bias(position_weight, time_weight)
-        bias_gradients = BiasGradients(bias, wanted=ctx.needs_input_grad[3:5])
-        gradients = _backward(ctx.call, q_LHD, k_LHD, v_LHD, grad_LHD, bias, bias_gradients)
-        return *gradients, *bias_gradients.tables(), None
 
 
 def _forward(call: _Call, q_LHD: Tensor, k_LHD: Tensor, v_LHD: Tensor, bias: TileBias) -> Tensor:

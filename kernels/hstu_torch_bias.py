@@ -1,4 +1,4 @@
-"""The relative bias on the CPU: written into the scores tile by tile, and its gradient gathered tile by tile.
+"""The relative bias in plain torch: written into the scores tile by tile, and its gradient gathered tile by tile.
 
 Position: a tile of a causal sequence is a window sliding over the table, so one copy fills it and one sum per diagonal
 gives the gradient. Time: buckets depend on the timestamps only; `TimeIndex` computes them once for all layers.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.bias import RelativeBias
-from kernels.hstu_cpu_tiles import Tile
+from kernels.hstu_torch_tiles import Tile
 from kernels.time_buckets import NUM_TIME_BUCKETS, fast_time_buckets
 
 # Neighbouring columns mostly share a bucket, and an addition that waits for the one before it takes 3.8 ns. Adding
@@ -31,10 +31,6 @@ class TimeIndex:
         self.timestamps, self.next_timestamps = bias.times()
         self._keeps = sum(tile.num_pairs for tile in tiles) <= _MAX_KEPT
         self._kept: dict[Tile, Tensor] = {}
-
-    def is_of(self, bias: RelativeBias) -> bool:
-        """Whether it was computed from the very timestamps of `bias`."""
-        return self.timestamps is bias.timestamps and self.next_timestamps is bias.next_timestamps
 
     def of(self, tile: Tile) -> Tensor:
         """Return (G*R*C,) int64, entry = bucket + 129 * lane."""
