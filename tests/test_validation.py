@@ -1,131 +1,21 @@
-import datetime as dt
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from made_validation import NUM_ITEMS, NUM_ROWS, ROWS_A_MONTH, SETTINGS, Columns, Run, changed, clean_columns, place
 
-from components import validation
 from components.errors import StateError, ValidationFailedError
 from components.expectations.runner import SuiteRunner
 from components.expectations.suites import Expectation, row_suite
-from components.expectations.verdict import QUARANTINE
-from components.files import read_json, write_json
 from components.interactions import INTERACTIONS, read_interactions
-from components.settings import ValidateSettings
-from components.validation import validate
-
-MONTHS = ("2001-09", "2001-10")
-ROWS_A_MONTH = 150
-NUM_ROWS = 2 * ROWS_A_MONTH
-NUM_ITEMS = 60
-
-SETTINGS = ValidateSettings(
-    max_bad_fraction=0.01,
-    min_users=20,
-    min_items=20,
-    min_events=200,
-    min_timestamp=dt.date(1990, 1, 1),
-    max_timestamp=dt.date(2100, 1, 1),
-    min_rating=0.0,
-    max_rating=5.0,
-    max_tied_share=0.95,
-    min_volume_ratio=0.5,
-    max_new_item_share=0.5,
-    max_new_user_share=0.8,
-    max_action_shift=0.2,
-)
-
-Columns = dict[str, list[Any]]
-
-
-def clean_columns() -> Columns:
-    """300 events of 30 users on 60 items, one a minute from 2001-09-30 21:30 on, so that 150 lie in each month."""
-    rows = range(NUM_ROWS)
-    start = int(dt.datetime(2001, 10, 1, tzinfo=dt.UTC).timestamp()) - 60 * ROWS_A_MONTH
-    return {
-        "user_id": [row % 30 for row in rows],
-        "item_id": [row * 7 % NUM_ITEMS for row in rows],
-        "timestamp": [start + 60 * row for row in rows],
-        "action": ["view" if row % 4 else "buy" for row in rows],
-        "rating": [float(row % 5 + 1) for row in rows],
-    }
-
-
-@dataclass
-class Run:
-    """A log in a folder of its own, and the outputs of validating it."""
-
-    root: Path
-
-    @property
-    def paths(self) -> dict[str, Path]:
-        return {
-            "data": self.root / "data",
-            "quarantine": self.root / "artifacts" / "quarantine.parquet",
-            "report": self.root / "reports" / "validation.json",
-            "docs": self.root / "reports" / "data_docs",
-            "promoted_profile": self.root / "registry" / "profile.json",
-        }
-
-    def write(self, columns: Columns, *, items: int = NUM_ITEMS, source: str = "table", **replaced: pa.Table) -> None:
-        """Write `columns` as two partitions, row i stays row i; `replaced` holds other tables for `first` or `last`."""
-        table = pa.table({field.name: pa.array(columns[field.name], field.type) for field in INTERACTIONS})
-        parts = {"first": table.slice(0, ROWS_A_MONTH), "last": table.slice(ROWS_A_MONTH), **replaced}
-        for month, part in zip(MONTHS, parts.values(), strict=True):
-            folder = self.root / "data" / "interactions" / month
-            folder.mkdir(parents=True, exist_ok=True)
-            pq.write_table(part, folder / "part-0.parquet", store_schema=False)
-        ids = pa.array(range(items), pa.int64())
-        pq.write_table(pa.table({"item_id": ids}), self.root / "data" / "items.parquet")
-        write_json(self.root / "data" / "manifest.json", {"source": source, "path": None, "columns": {}})
-
-    def validate(self, **settings: object) -> None:
-        validate(SETTINGS.model_copy(update=settings), **self.paths)
-
-    def promote(self) -> None:
-        write_json(self.paths["promoted_profile"], self.report["profile"])
-
-    @property
-    def report(self) -> dict[str, Any]:
-        return read_json(self.paths["report"])
-
-    @property
-    def page(self) -> str:
-        return (self.paths["docs"] / "index.html").read_text()
-
-    @property
-    def bad_rows(self) -> list[tuple[str, int, str]]:
-        table = pq.read_table(self.paths["quarantine"])
-        assert table.schema == QUARANTINE
-        return [tuple(row.values()) for row in table.to_pylist()]
-
-    def failed(self, suite: str) -> list[str]:
-        return [e["name"] for e in self.report["expectations"] if e["suite"] == suite and not e["success"]]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
-
-
-def place(row: int) -> tuple[str, int]:
-    """Partition and row of the log's row `row`."""
-    return MONTHS[row // ROWS_A_MONTH], row % ROWS_A_MONTH
-
-
-def changed(row: int, **values: object) -> Columns:
-    columns = clean_columns()
-    for name, value in values.items():
-        columns[name][row] = value
-    return columns
 
 
 # --- single rows -----------------------------------------------------------------------------------------------------
@@ -403,85 +293,7 @@ def test_a_missing_column_is_named(run: Run):
     assert run.failed("types") == ["columns", "rating_type"]
 
 
-# --- what is written -------------------------------------------------------------------------------------------------
-
-
-def test_the_same_log_gives_the_same_bytes(tmp_path: Path):
-    outputs = []
-    for name in ("a", "b"):
-        run = Run(tmp_path / name)
-        run.write(changed(7, rating=9.0))
-        run.validate()
-        files = [run.paths["quarantine"], run.paths["report"], run.paths["docs"] / "index.html"]
-        outputs.append([file.read_bytes().replace(str(run.root).encode(), b"") for file in files])
-    assert outputs[0] == outputs[1]
-
-
-class Resources(HTMLParser):
-    """Collects what a page would load, and its ids."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loaded: list[str] = []
-        self.ids: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        if tag in {"script", "link", "iframe", "object", "embed", "base"}:
-            self.loaded.append(tag)
-        self.loaded += [str(values[name]) for name in ("src", "srcset", "href", "data", "background") if name in values]
-        if values.get("id"):
-            self.ids.append(str(values["id"]))
-
-
-def test_the_data_docs_need_no_network(run: Run):
-    run.write(changed(7, rating=9.0))
-    run.validate()
-    assert [path.name for path in run.paths["docs"].iterdir()] == ["index.html"]
-    resources = Resources()
-    resources.feed(run.page)
-    assert resources.loaded == []
-    assert re.findall(r"@import|url\(|https?://", run.page) == []
-    assert len(resources.ids) == len(set(resources.ids)) > 0
-
-
-def test_the_data_docs_show_every_claim_with_what_was_observed(run: Run):
-    columns = changed(7, action="<script>alert(1)</script>", rating=9.0)
-    run.write(columns)
-    run.validate()
-    page = run.page
-    for expectation in run.report["expectations"]:
-        assert expectation["claim"].replace("'", "&#39;") in page or expectation["claim"] in page
-    assert "1 unexpected values found" in page
-    assert ">--<" not in page  # what Great Expectations prints where it fails to render an observed value
-    assert "<script" not in page
-    assert "&lt;script&gt;alert(1)" in page
-
-
-def test_when_one_output_cannot_be_written_all_stay_as_they_were(run: Run, monkeypatch: pytest.MonkeyPatch):
-    run.write(clean_columns())
-    run.validate()
-    files = [run.paths["quarantine"], run.paths["report"], run.paths["docs"] / "index.html"]
-    before = [file.read_bytes() for file in files]
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(validation, "write_json", fail)
-    run.write(changed(7, rating=9.0))
-    with pytest.raises(OSError, match="disk full"):
-        run.validate()
-    assert [file.read_bytes() for file in files] == before
-    assert sorted(path.name for path in run.root.rglob("*") if path.name.startswith(".")) == []
-
-
-def test_a_partition_that_is_no_parquet_file_is_named_and_nothing_is_written(run: Run):
-    run.write(clean_columns())
-    broken = run.paths["data"] / "interactions" / MONTHS[1] / "part-0.parquet"
-    broken.write_bytes(b"PAR1 and no more")
-    with pytest.raises(StateError, match=r"2001-10/part-0.parquet: is not a Parquet file"):
-        run.validate()
-    assert not (run.root / "reports").exists()
+# --- the runner
 
 
 def test_an_expectation_that_cannot_be_evaluated_raises_instead_of_failing():
