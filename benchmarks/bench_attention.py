@@ -1,208 +1,241 @@
-"""How long attention takes on this CPU, alone and in a training step, beside a dense padded version of it.
+"""How long the attention operator takes, forward and backward, beside padded and softmax attention of the same shape.
 
-    python -m benchmarks.bench_attention                  # ML-1M's shape: batch 128, N 200, D 50, 2 blocks, one thread
-    python -m benchmarks.bench_attention --batch 16 --items 1682 --loss full
+    python -m benchmarks.bench_attention                            # ML-1M's shape, on the GPU where there is one
+    python -m benchmarks.bench_attention --ratings ml-1m.zip        # its own lengths and times
+    python -m benchmarks.bench_attention --sweep gpu                # 512 to 16,384 rows, D 64 to 256; 8 minutes
 
-Lengths are drawn like ML-1M's (median 96 events, log-normal, cut at N). The versions take turns and CPU time is
-counted, so that other work on the machine hurts little, and all alike. Adds rows to benchmarks/results/attention.csv.
+A version is NAME[-kept]:BIAS. The names are the operator's backends and
 
-Shapes: B sequences, N max_len, L rows, H heads, D width.
+    dense   everything padded to N, autograd; what one would write
+    sdpa    torch's softmax attention, causal, q, k, v padded already; the yardstick on GPUs, not the same function
+    flex    FlexAttention, likewise; compiled, without which it is not fused. It cannot express HSTU's silu
+
+`-kept` gets what depends on the batch alone (layout, buckets of the times) from an untimed call before it, as the
+second layer of a model does; the others see the batch for the first time. Versions take turns; each is compared with
+the first one listed that has the same bias and gets the same. benchmarks/results/attention.csv gets a row a pass.
+
+Shapes: B sequences, N max_len, L rows, H heads, D head width (Dqk = Dv).
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime as dt
-import platform
-import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from components.dataset import Batch
-from components.model import build_model, hstu
-from components.model.losses import make_loss
-from kernels import RelativeBias, hstu_attention
+from benchmarks import measuring, memory, recording, workload
+from benchmarks.attention_versions import Problem, Version, make_version
+from benchmarks.recording import Row
+from components.dataset import Sequences, gather_batch
 
-RESULTS = Path(__file__).parent / "results" / "attention.csv"
-
-
-def dense_attention(
-    q_LHD: Tensor, k_LHD: Tensor, v_LHD: Tensor, offsets: Tensor, *, max_len: int, bias: RelativeBias, backend: str = ""
-) -> Tensor:
-    """HSTU attention as published: everything padded to N, bias and scores as (B, H, N, N), plain autograd."""
-    lengths = offsets.diff()
-    filled_BN = torch.arange(max_len) < lengths[:, None]
-
-    def pad(x: Tensor) -> Tensor:
-        return x.new_zeros(*filled_BN.shape, *x.shape[1:]).masked_scatter(
-            filled_BN.view(*filled_BN.shape, *[1] * (x.ndim - 1)), x
-        )
-
-    q, k, v = (pad(x).transpose(1, 2) for x in (q_LHD, k_LHD, v_LHD))
-    timestamps, next_timestamps = (pad(x) for x in bias.times())
-    gaps_BNN = (next_timestamps[:, :, None] - timestamps[:, None, :]).abs().clamp(min=1)
-    buckets = (gaps_BNN.float().log() / 0.301).long().clamp(0, 128)
-    places = torch.arange(max_len)
-    assert bias.position_weight is not None
-    assert bias.time_weight is not None
-    rab_BNN = bias.position_weight[max_len - 1 + places - places[:, None]] + bias.time_weight[buckets]
-    weights = torch.nn.functional.silu(q @ k.transpose(2, 3) + rab_BNN[:, None]) / max_len
-    o_BNHD = (weights.tril() @ v).transpose(1, 2)
-    return o_BNHD[filled_BN]
+PASSES = ("forward", "backward", "both")
+DEFAULTS = {
+    "cpu": ("cpu", "cpu-kept", "torch", "torch-kept", "reference", "dense", "dense-kept"),
+    "cuda": (
+        *("triton", "triton-kept:none", "triton-kept:position", "triton-kept:time", "triton-kept"),
+        *("torch-kept", "dense-kept", "sdpa-kept:none", "flex-kept:none"),
+    ),
+}
+COLUMNS = (
+    *("case", "version", "pass", "median_ms", "p20_ms", "p80_ms", "gflops_per_s", "percent_of_ceiling"),
+    *("gb_per_s", "peak_mb", "ratio", "ratio_low", "ratio_high"),
+)
+# A sweep's limits, in seconds: of timing one case, and after which no further case is begun.
+_CASE_SECONDS, _SWEEP_SECONDS = 8.0, 430.0
 
 
-def attend_by(name: str, *tensors: Tensor, backend: str = "", **arguments: Any) -> Tensor:  # noqa: ANN401
-    """Call a backend of the operator, whichever the caller asks for."""
-    return hstu_attention(*tensors, backend=name, **arguments)
+@dataclass(frozen=True)
+class Case:
+    """One shape and the versions to time on it; `log` is a name of workload.made_log, or that of an archive."""
+
+    log: str
+    batch: int
+    max_len: int
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+    versions: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.log} B{self.batch} N{self.max_len} H{self.heads} D{self.head_dim}"
 
 
-def made_batch(args: argparse.Namespace) -> tuple[Batch, Tensor]:
-    """Return a batch with lengths like ML-1M's, bursts of ratings minutes apart and breaks of days, and its targets."""
-    generator = torch.Generator().manual_seed(1)
-    lengths = (4.56 + 1.04 * torch.randn(args.batch, generator=generator)).exp().long().clamp(16, args.max_len)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    num_rows = int(offsets[-1])
-    breaks = torch.rand(num_rows + 1, generator=generator) < 0.02
-    steps = torch.where(breaks, 5 * 86_400, torch.randint(60, (num_rows + 1,), generator=generator))
-    times = steps.cumsum(0)
-    items = torch.randint(args.items, (num_rows + 1,), generator=generator)
-    return Batch(items[:-1], times[:-1], times[1:], offsets), items[1:]
+def make_problem(case: Case, log: Sequences, device: torch.device) -> Problem:
+    """Return the inputs of a case."""
+    batch, _ = gather_batch(log, workload.choose_windows(log, max_len=case.max_len, batch=case.batch))
+    return Problem(batch.to(device), case.max_len, case.heads, case.head_dim, case.dtype)
 
 
-def settings_of(args: argparse.Namespace, backend: str) -> Any:  # noqa: ANN401 - stands in for TrainSettings
-    return SimpleNamespace(
-        max_len=args.max_len,
-        dim=args.dim,
-        num_blocks=args.blocks,
-        num_heads=args.heads,
-        head_dim_qk=args.dim // args.heads,
-        head_dim_v=args.dim // args.heads,
-        dropout=0.2,
-        bias="position+time",
-        backend=backend,
-        loss=args.loss,
-        num_negatives=args.negatives,
-        temperature=0.05,
+def run_case(
+    case: Case, log: Sequences, device: torch.device, clock: measuring.Clock, *, rounds: int, seconds: float
+) -> tuple[list[Row], dict[str, str]]:
+    """Return a row a version and pass, and why some versions failed."""
+    problem = make_problem(case, log, device)
+    failures: dict[str, str] = {}
+    made: dict[str, measuring.Version] = {}
+    for version in map(Version.parse, case.versions):
+        with measuring.reporting(str(version), failures):
+            made[str(version)] = make_version(version, problem)
+    measured = measuring.take_turns(made, clock, rounds=rounds, seconds=seconds)
+    failures |= measured.failures
+    ceiling = measuring.matmul_ceiling(case.dtype, device, clock)
+    rows: list[Row] = []
+    for name in measured.times:
+        peak = None
+        with measuring.reporting(f"{name}, its memory", failures):
+            peak = _peak_bytes(case, log, device, name, made[name])
+        rows += _rows_of(case, problem, name, measured, ceiling, peak)
+    return rows, {f"{case} {name}": reason for name, reason in failures.items()}
+
+
+def _peak_bytes(case: Case, log: Sequences, device: torch.device, name: str, version: measuring.Version) -> int:
+    if device.type == "cuda":
+        return memory.peak_device_bytes(partial(version, lambda: None))
+    return memory.peak_host_bytes(prepare_alone, case, log, name)
+
+
+def prepare_alone(case: Case, log: Sequences, name: str) -> Callable[[], None]:
+    """Return a run of one version in a process of its own, which has run on one sequence; see `benchmarks.memory`."""
+    small, run = (
+        make_version(Version.parse(name), make_problem(replace(case, batch=batch), log, torch.device("cpu")))
+        for batch in (1, case.batch)
     )
+    small(lambda: None)
+    return partial(run, lambda: None)
 
 
-def operator_pass(args: argparse.Namespace, batch: Batch, attend: Callable[..., Tensor]) -> None:
-    """Forward and backward of one layer's attention, its timestamps seen for the first time."""
-    shape = (len(batch.items), args.heads, args.dim // args.heads)
-    leaves = [torch.randn(shape).requires_grad_() for _ in range(3)]
-    tables = torch.randn(2 * args.max_len - 1).requires_grad_(), torch.randn(129).requires_grad_()
-    bias = RelativeBias(*tables, batch.timestamps, batch.next_timestamps)
-    attend(*leaves, batch.offsets, max_len=args.max_len, bias=bias).sum().backward()  # type: ignore[no-untyped-call]
-
-
-class Step:
-    """A training step of HSTU whose layers call `attend`."""
-
-    def __init__(self, args: argparse.Namespace, batch: Batch, targets: Tensor, attend: Callable[..., Tensor]) -> None:
-        settings = settings_of(args, "auto")
-        self.model, self.loss = build_model("hstu", settings, args.items), make_loss(settings, args.items)
-        self.optimizer = torch.optim.AdamW(self.model.parameters())
-        self.batch, self.targets, self.attend = batch, targets, attend
-
-    def __call__(self) -> None:
-        """Take one step."""
-        setattr(hstu, "hstu_attention", self.attend)  # noqa: B010 - mypy refuses the plain assignment
-        self.optimizer.zero_grad()
-        self.loss(self.model(self.batch), self.model.item_vectors(), self.targets, None).backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-
-
-def milliseconds(versions: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Return sorted CPU times; the versions take turns, after one round that does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in versions}
-    for _ in range(rounds + 1):
-        for name, version in versions.items():
-            start = time.process_time()
-            version()
-            taken[name].append(1e3 * (time.process_time() - start))
-    return {name: sorted(times[1:]) for name, times in taken.items()}
-
-
-def report(
-    what: str, taken: dict[str, list[float]], args: argparse.Namespace, num_rows: int
-) -> list[dict[str, object]]:
+def _rows_of(
+    case: Case, problem: Problem, name: str, measured: measuring.Measured, ceiling: float, peak: int | None
+) -> list[Row]:
+    lengths: list[int] = problem.batch.offsets.diff().tolist()
+    flops = workload.attention_flops(lengths, case.heads, case.head_dim, case.head_dim)
+    moved = workload.attention_bytes(sum(lengths), case.heads, case.head_dim, case.head_dim, case.dtype.itemsize)
+    baseline = _baseline_of(name, list(measured.times))
+    passes = (_passes(measured.times[which]) for which in (name, baseline))
     rows = []
-    for name, times in taken.items():
-        middle = times[len(times) // 2]
-        ratio = middle / taken["cpu"][len(times) // 2]
-        print(f"{what:<10} {name:<10} {middle:8.1f} ms  best {times[0]:8.1f} ms  {ratio:5.2f} x cpu")
+    for phase, times, baseline_times in zip(PASSES, *passes, strict=True):
+        spread, ratio = measuring.spread_of(times), measuring.paired_ratio(times, baseline_times)
+        speed = flops[phase] / (spread.median / 1e3)
         rows.append(
-            facts(args, num_rows)
-            | {"what": what, "version": name, "median_cpu_ms": f"{middle:.1f}", "best_cpu_ms": f"{times[0]:.1f}"}
-            | {"ratio_to_cpu": f"{ratio:.2f}"}
+            {
+                "case": str(case),
+                "dtype": str(case.dtype).removeprefix("torch."),
+                "rows": sum(lengths),
+                "pairs": workload.num_pairs(lengths),
+                "version": name,
+                "pass": phase,
+                "rounds": len(times),
+                "median_ms": spread.median,
+                "p20_ms": spread.p20,
+                "p80_ms": spread.p80,
+                "useful_gflop": flops[phase] / 1e9,
+                "gflops_per_s": speed / 1e9,
+                "ceiling_gflops_per_s": ceiling / 1e9,
+                "percent_of_ceiling": 100 * speed / ceiling,
+                "moved_mb": moved[phase] / 1e6,
+                "gb_per_s": moved[phase] / 1e9 / (spread.median / 1e3),
+                "peak_mb": "" if peak is None or phase != "both" else peak / 1e6,
+                "baseline": baseline,
+                "ratio": ratio.value,
+                "ratio_low": ratio.low,
+                "ratio_high": ratio.high,
+            }
         )
     return rows
 
 
-def facts(args: argparse.Namespace, num_rows: int) -> dict[str, object]:
-    revision = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
-    shape = {name: value for name, value in vars(args).items() if name != "results"}
-    return {
-        "day": dt.datetime.now(tz=dt.UTC).date().isoformat(),
-        "git": revision.stdout.strip(),
-        "cpu": cpu_name(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "num_rows": num_rows,
-        **shape,
-    }
+def _passes(times: np.ndarray) -> list[np.ndarray]:
+    """Split (rounds, 2) into PASSES."""
+    return [*times.T, times.sum(1)]
 
 
-def cpu_name() -> str:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return models[0].split(":")[1].strip() if models else platform.processor()
+def _baseline_of(name: str, names: Sequence[str]) -> str:
+    """Return the first version that has the same bias and is kept likewise."""
+    version = Version.parse(name)
+    like = (version.bias, version.is_kept)
+    return next(other for other in names if (Version.parse(other).bias, Version.parse(other).is_kept) == like)
 
 
-def append(path: Path, rows: list[dict[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+def gpu_sweep() -> list[Case]:
+    """Return ML-20M's shape, then batches of 32 sequences of one length, D 128 first: time may run out."""
+    cases = [Case("ml-20m-like", 128, 200, 4, 64, torch.bfloat16, DEFAULTS["cuda"])]
+    for head_dim in (128, 64, 256):
+        for rows in (512, 1024, 2048, 4096, 8192, 16384):
+            versions = [version for version in DEFAULTS["cuda"] if version.startswith(("triton-kept", "sdpa"))]
+            versions += ["flex-kept:none"] if rows in (1024, 4096, 16384) else []  # compiling it takes 10 s a shape
+            versions += ["torch-kept", "dense-kept"] if rows <= 1024 else []  # seconds a run at 4096
+            cases.append(Case("full", 32, rows, 4, head_dim, torch.bfloat16, tuple(versions)))
+    return cases
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    numbers = {"batch": 128, "max_len": 200, "dim": 50, "heads": 1, "blocks": 2, "items": 3706, "negatives": 512}
-    for name, value in (numbers | {"threads": 1, "rounds": 7}).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    parser.add_argument("--loss", default="shared", choices=["shared", "full", "sampled"])
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    return parser.parse_args()
+def parse(arguments: Sequence[str], device: torch.device) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    for name, value in (("batch", 128), ("max-len", 200), ("heads", 1), ("head-dim", 50)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    on_gpu = device.type == "cuda"
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16" if on_gpu else "float32")
+    parser.add_argument("--ratings", type=Path, help="a MovieLens archive, for its lengths and times")
+    parser.add_argument("--versions", nargs="+", default=DEFAULTS[device.type], help="NAME[-kept]:BIAS, see above")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; with one, CPU time is counted")
+    parser.add_argument("--flush-l2", action="store_true", help="empty the GPU's cache before each run")
+    parser.add_argument("--sweep", choices=["gpu"])
+    parser.add_argument("--results", type=Path, default=recording.RESULTS / "attention.csv")
+    args = parser.parse_args(arguments)
+    if (args.sweep or args.flush_l2) and not on_gpu:
+        parser.error("--sweep gpu and --flush-l2 need a GPU")
+    try:
+        args.versions = tuple(str(Version.parse(text)) for text in args.versions)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
 
 
-def main() -> None:
-    args = parse()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Time all cases; return 1 where a version failed or a case was not reached."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    args = parse(arguments, device)
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    batch, targets = made_batch(args)
-    print(f"{cpu_name()}, torch {torch.__version__}, {args.threads} thread(s), {len(batch.items):,} rows")
-    versions: dict[str, Callable[..., Tensor]] = {
-        "cpu": partial(attend_by, "cpu"),
-        "reference": partial(attend_by, "reference"),
-        "dense": dense_attention,
-    }
-    operator = {name: partial(operator_pass, args, batch, attend) for name, attend in versions.items()}
-    steps = {name: Step(args, batch, targets, attend) for name, attend in versions.items()}
-    rows = report("operator", milliseconds(operator, args.rounds), args, len(batch.items))
-    rows += report("step", milliseconds(steps, args.rounds), args, len(batch.items))
-    append(args.results, rows)
+    on_gpu = device.type == "cuda"
+    clock = measuring.CudaClock(is_ahead=True, flush_l2=args.flush_l2) if on_gpu else measuring.CpuClock(args.threads)
+    facts = recording.describe_run("benchmarks.bench_attention", arguments, device, args.threads)
+    facts |= {"clock": clock.name, "allocator": memory.settle_allocator(device)}
+    recording.print_facts(facts)
+    cases = gpu_sweep() if args.sweep else [_asked_for(args)]
+    started, rows, failures, num_written = time.monotonic(), [], {}, 0
+    for case in cases:
+        if args.sweep and time.monotonic() - started > _SWEEP_SECONDS:
+            failures[str(case)] = f"not begun within {_SWEEP_SECONDS:.0f} s"
+            continue
+        seconds = _CASE_SECONDS if args.sweep else float("inf")
+        with measuring.reporting(str(case), failures):
+            log = workload.read_ratings(args.ratings) if args.ratings else _made_log(case)
+            found, failed = run_case(case, log, device, clock, rounds=args.rounds, seconds=seconds)
+            rows += [facts | row for row in found]
+            failures |= failed
+        recording.append_rows(args.results, rows[num_written:])  # now: a sweep may be killed
+        num_written = len(rows)
+    return recording.close(args.results, rows, COLUMNS, failures)
+
+
+def _asked_for(args: argparse.Namespace) -> Case:
+    log = args.ratings.stem if args.ratings else "ml-1m-like"
+    dtype = getattr(torch, args.dtype)
+    return Case(log, args.batch, args.max_len, args.heads, args.head_dim, dtype, args.versions)
+
+
+def _made_log(case: Case) -> Sequences:
+    return workload.made_log(case.log, max_len=case.max_len, num_items=1, num_users=case.batch)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -3,7 +3,8 @@
     from kernels import RelativeBias, hstu_attention
     o = hstu_attention(q, k, v, offsets, max_len=200, bias=RelativeBias(position_weight, time_weight, t, t_next))
 
-Checks the arguments, chooses a backend and calls it. Shapes: L rows of the batch, B sequences, H heads, N max_len.
+Checks the arguments and calls the registered operator, which chooses a backend.
+Shapes: L rows of the batch, B sequences, H heads, N max_len.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from kernels import attention_op
 from kernels.arguments import Arguments
 from kernels.batch_memo import BatchMemo
 from kernels.bias import RelativeBias
-from kernels.choice import choose_backend
 from kernels.reference import reference_attention
 from kernels.time_buckets import NUM_TIME_BUCKETS
 
@@ -47,7 +47,7 @@ def hstu_attention(
         num_targets: (B,) int64: rows at the end of each sequence that are candidates, unseen by one another.
         num_context: rows at the start of every non-empty sequence that see all context and history.
         window: how many ids back a row sees; 0 is no limit.
-        backend: auto | reference | torch | cpu | triton; see `choose_backend`.
+        backend: auto | reference | torch | cpu | triton; see `kernels.choice`.
 
     Raises:
         ValueError: shapes, dtypes, devices or offsets do not fit together, or the backend cannot take them.
@@ -64,10 +64,9 @@ def hstu_attention(
         checked = (len(q), max_len, num_context)
         _CHECKED.get((offsets, num_targets), checked, lambda: _check_rows(offsets, num_targets, *checked))
     arguments = Arguments(offsets, bias, num_targets, max_len, alpha, num_context, window)
-    name, _ = choose_backend(q.device, backend)
-    if name == "reference":
+    if backend == "reference":
         return reference_attention(q, k, v, arguments)
-    return attention_op.attention(q, k, v, arguments, name)
+    return attention_op.attention(q, k, v, arguments, backend)
 
 
 # Looking at values on a GPU waits for it: once a batch is enough.

@@ -1,7 +1,7 @@
 """The operator as PyTorch knows it: `torch.ops.hstuflow.attention` and its backward, with shapes and autograd.
 
 Registered with torch.library, so that torch.compile and torch.export see one opaque operator, and opcheck can check it.
-The backend is an argument: its name is decided before the operator is called (`kernels.attention.choose_backend`).
+The backend is an argument, and `auto` is resolved when the operator runs: a traced program goes to any device.
 
 Shapes: L rows of the batch, B sequences, H heads, D and V head widths, N max_len.
 """
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from kernels.arguments import Arguments, Gradients, Wants
 from kernels.bias import RelativeBias
+from kernels.choice import choose_backend
 
 # Imported when first used: Triton takes a second, and is not everywhere.
 _MODULES = {"torch": "kernels.hstu_torch", "cpu": "kernels.hstu_cpu", "triton": "kernels.hstu_triton"}
-BACKENDS = tuple(_MODULES)
 
 _ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? position_weight, Tensor? time_weight, Tensor? timestamps,"
@@ -34,7 +34,7 @@ _LIBRARY.define(
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments, backend: str) -> Tensor:
-    """Return (L, H, V), differentiable once; `backend` is one of BACKENDS."""
+    """Return (L, H, V), differentiable once; `backend` as in `kernels.choice`, without reference."""
     output: Tensor = torch.ops.hstuflow.attention(q, k, v, *_flatten(arguments), backend)
     return output
 
@@ -52,9 +52,14 @@ def _arguments(flat: tuple[Any, ...]) -> Arguments:
     return Arguments(offsets, bias, num_targets, *numbers)
 
 
+def _module(q: Tensor, backend: str) -> Any:  # noqa: ANN401 - a module of the kind that `kernels.arguments` describes
+    name, _ = choose_backend(q.device, backend)
+    return import_module(_MODULES[name])
+
+
 def _forward(q: Tensor, k: Tensor, v: Tensor, *flat: Any) -> Tensor:  # noqa: ANN401 - as in the schema
     *rest, backend = flat
-    output: Tensor = import_module(_MODULES[backend]).forward(q, k, v, _arguments(tuple(rest)))
+    output: Tensor = _module(q, backend).forward(q, k, v, _arguments(tuple(rest)))
     return output
 
 
@@ -65,9 +70,7 @@ def _forward_shapes(q: Tensor, k: Tensor, v: Tensor, *flat: Any) -> Tensor:  # n
 def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *flat: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
     *rest, backend, wants_position, wants_time = flat
     arguments = _arguments(tuple(rest))
-    gradients: Gradients = import_module(_MODULES[backend]).backward(
-        grad, q, k, v, arguments, Wants(wants_position, wants_time)
-    )
+    gradients: Gradients = _module(q, backend).backward(grad, q, k, v, arguments, Wants(wants_position, wants_time))
     tables = (q.new_empty(0) if table is None else table for table in gradients[3:])
     return *gradients[:3], *tables
 

@@ -81,12 +81,17 @@ def _built() -> Path:
     """Return the compiled library, from the cache where it is there."""
     compiler = _compiler()
     flags = _FLAGS + next((flags for name, flags in _INSTRUCTIONS.items() if capability().startswith(name)), [])
-    path = _cache_folder() / f"{_fingerprint(compiler, flags)}.so"
-    if not path.exists():
-        started = time.monotonic()
-        log.info("compiling the fused CPU kernels, once for this machine")
-        _compile([*compiler, *flags], path)
-        log.info("compiled in %.0f s, kept as %s", time.monotonic() - started, path)
+    name = f"{_fingerprint(compiler, flags)}.so"
+    try:
+        path = _cache_folder() / name
+        if not path.exists():
+            started = time.monotonic()
+            log.info("compiling the fused CPU kernels, once for this machine")
+            _compile([*compiler, *flags], path)
+            log.info("compiled in %.0f s, kept as %s", time.monotonic() - started, path)
+    except OSError as error:
+        message = f"the cache folder cannot be written: {error} (name another one in XDG_CACHE_HOME)"
+        raise _UnavailableError(message) from error
     return path
 
 
@@ -111,13 +116,11 @@ def _fingerprint(compiler: list[str], flags: list[str]) -> str:
 
 
 def _cache_folder() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hstuflow"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _UnavailableError(
-            f"the cache folder cannot be written: {error} (name another in XDG_CACHE_HOME)"
-        ) from error
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hstuflow"
+    except RuntimeError as error:  # a user without a home folder
+        raise _UnavailableError(f"no place to keep the library: {error} (name one in XDG_CACHE_HOME)") from error
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

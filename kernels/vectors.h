@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace hstuflow {
 
@@ -25,12 +26,51 @@ inline Vector load(const float* from) {
 
 inline void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
 
-inline Vector broadcast(float x) { return Vector{} + x; }
+inline Vector broadcast(float x) { return x - Vector{}; }  // x + 0 would have to turn -0 into 0
 
 inline float sum(Vector x) {
     float total = 0;
     for (int lane = 0; lane < WIDTH; ++lane) total += x[lane];
     return total;
+}
+
+// The first `count` values, where there are fewer than WIDTH, and zeros behind them. Compilers make a masked load of
+// this loop; of one that ends at `count` they make a call of memcpy, for two or three values.
+inline Vector load_first(const float* from, int count) {
+    if (count >= WIDTH) return load(from);
+    float lanes[WIDTH];
+    for (int lane = 0; lane < WIDTH; ++lane) lanes[lane] = lane < count ? from[lane] : 0.0f;
+    return load(lanes);
+}
+
+// Lanes of two vectors, counted on from one to the other.
+template <int... LANES>
+inline Vector choose_lanes(Vector x, Vector y, std::integer_sequence<int, LANES...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(x, y, LANES...);
+#else
+    return __builtin_shuffle(x, y, IntVector{LANES...});
+#endif
+}
+
+// One step of a transposition: exchanges the upper lanes of x with the lower lanes of y, in blocks of STEP.
+template <int STEP, int... LANES>
+inline void exchange(Vector& x, Vector& y, std::integer_sequence<int, LANES...>) {
+    using Lower = std::integer_sequence<int, (LANES & STEP ? LANES - STEP + WIDTH : LANES)...>;
+    using Upper = std::integer_sequence<int, (LANES & STEP ? LANES + WIDTH : LANES + STEP)...>;
+    const Vector lower = choose_lanes(x, y, Lower());
+    y = choose_lanes(x, y, Upper());
+    x = lower;
+}
+
+// Transposes a square of vectors.
+template <int STEP = 1>
+inline void transpose(Vector* rows) {
+    if constexpr (STEP < WIDTH) {
+        for (int i = 0; i < WIDTH; ++i)
+            if (!(i & STEP)) exchange<STEP>(rows[i], rows[i + STEP], std::make_integer_sequence<int, WIDTH>());
+        transpose<2 * STEP>(rows);
+    }
 }
 
 // e^x within 2 units in the last place for |x| <= 87; clamped there, so that it neither overflows nor vanishes.

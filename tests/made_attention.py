@@ -57,7 +57,7 @@ class Problem:
         }
         output = replace(self, **fresh).run(backend)
         generator = torch.Generator().manual_seed(5)
-        output.backward(torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype))
+        output.backward(torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output))
         leaves = {name: leaf for name, leaf in fresh.items() if leaf is not None}
         gradients = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
         return {"output": output.detach(), **{f"grad of {name}": gradient for name, gradient in gradients.items()}}
@@ -106,7 +106,7 @@ def make_problem(
         time_weight=normal(129) if "time" in bias else None,
         timestamps=times(),
         next_timestamps=times(),
-        num_targets=torch.tensor(counts) if targets else None,
+        num_targets=torch.tensor(counts, dtype=torch.int64) if targets else None,
         num_context=num_context,
         window=window,
         max_len=max_len,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -139,14 +140,15 @@ def test_the_request_time_changes_the_last_row_only():
     assert changed.tolist() == [False] * 8 + [True]
 
 
-def test_backends_give_the_same_training_gradients():
+def test_backends_give_the_same_training_gradients_dropout_included():
     gradients = []
-    for backend in ("reference", "cpu"):
-        model = spread(build(backend=backend, dropout=0.0)).train()
+    for backend in ("reference", "torch", "cpu"):
+        model = spread(build(backend=backend, dropout=0.3)).train()
+        torch.manual_seed(7)
         (model(made_batch([5, 20, 0, 13])) @ torch.ones(8)).sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+    for found, (name, gradient) in product(gradients[1:], gradients[0].items()):
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_dropout_acts_in_training_only():
@@ -159,3 +161,16 @@ def test_dropout_acts_in_training_only():
 def test_an_unknown_model_is_refused():
     with pytest.raises(SettingsError, match=r"observed bert, expected hstu or sasrec"):
         build_model("bert", model_settings(), 30)
+
+
+def test_torch_compile_sees_one_graph_of_the_whole_model_in_training():
+    model, batch = spread(build(dropout=0.2)).train(), made_batch([7, 20, 1])
+    compiled = torch.compile(lambda: model(batch), backend="aot_eager", fullgraph=True)
+    gradients = []
+    for run in (lambda: model(batch), compiled):
+        torch.manual_seed(4)
+        model.zero_grad()
+        run().square().cumsum(1).sum().backward()
+        gradients.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5)

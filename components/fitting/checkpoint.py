@@ -21,6 +21,7 @@ from components.dataset import Sequences
 from components.files import replacing_file, write_json
 from components.fitting.runs import Weights
 from components.model.popularity import fit_popularity
+from kernels import choose_backend
 
 POPULAR_DAYS = 30
 POPULAR_ITEMS = 200
@@ -51,5 +52,6 @@ def describe_environment(device: torch.device) -> dict[str, str]:
         "numpy": np.__version__,  # orders the batches
         "machine": platform.machine(),
         "vectors": torch.backends.cpu.get_cpu_capability(),  # AVX2 and AVX512 add up in different orders
+        "kernels": choose_backend(device)[0],  # without a C++ compiler a CPU takes torch's, which add up differently
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }

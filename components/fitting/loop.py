@@ -20,6 +20,7 @@ from torch import Tensor
 from components.console import Progress, log
 from components.dataset import Batch, Sequences, find_training_windows, iterate_training_batches
 from components.errors import SettingsError, StateError
+from components.fitting.allocator import keep_freed_memory
 from components.fitting.optimizer import AdamW
 from components.fitting.runs import TrainingState, Weights
 from components.fitting.selection import ValidationPart
@@ -66,6 +67,8 @@ class Trainer:
         else:
             self.model.load_state_dict(state.weights)
             self.optimizer.restore(state.moments)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         with determinism(self.device, self.settings.num_threads):
             while not self._is_done(state.epochs):
                 state = self._next_state(state)

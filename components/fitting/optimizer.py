@@ -3,13 +3,13 @@
     m <- b1 m + (1 - b1) g;    v <- b2 v + (1 - b2) g^2
     w <- w - rate * weight_decay * w - rate * m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
 
-Ours, because building one of torch.optim's imports torch._dynamo: 2 s at every start, 10 s the first time on a busy
-machine (an epoch on ML-100K takes 4 s). A test compares the two.
+The step is PyTorch's fused kernel: 0.2 ms for 3,706 items of width 50, 8 ms for 50,000 of width 128, a third of what
+the formulas take as torch operators. The class around it is ours, because building one of torch.optim's imports
+torch._dynamo: 2 s at every start, 10 s the first time on a busy machine (an epoch on ML-100K takes 4 s). A test
+compares the two.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor, nn
@@ -35,17 +35,25 @@ class AdamW:
     @torch.no_grad()
     def step(self, rate: float, number: int) -> None:
         """Take step `number` (from 1) at learning rate `rate`; a weight without a gradient stays as it is."""
-        beta1, beta2 = BETAS
-        root = math.sqrt(1 - beta2**number)
-        for name, weight in self._weights.items():
-            gradient = weight.grad
-            if gradient is None:
-                continue
-            first, second = self.moments[f"{name}/first"], self.moments[f"{name}/second"]
-            weight.mul_(1 - rate * self._weight_decay)
-            first.lerp_(gradient, 1 - beta1)
-            second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            weight.addcdiv_(first, (second.sqrt() / root).add_(EPS), value=-rate / (1 - beta1**number))
+        names = [name for name, weight in self._weights.items() if weight.grad is not None]
+        weights: list[Tensor] = [self._weights[name] for name in names]
+        steps = torch.tensor(float(number), device=weights[0].device)
+        # It ignores strides. That is safe: backward() lays a gradient out as its weight is.
+        torch._fused_adamw_(
+            weights,
+            [weight.grad for weight in weights if weight.grad is not None],
+            [self.moments[f"{name}/first"] for name in names],
+            [self.moments[f"{name}/second"] for name in names],
+            [],  # of AMSGrad
+            [steps] * len(names),
+            lr=rate,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            weight_decay=self._weight_decay,
+            eps=EPS,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

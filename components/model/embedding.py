@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from kernels import dropout
+
 
 class InputEmbedding(nn.Module):
     """item_embedding * sqrt(D) + position_embedding[p], then dropout; p = 0 is a sequence's oldest event."""
@@ -18,15 +20,14 @@ class InputEmbedding(nn.Module):
         super().__init__()
         self.item = nn.Embedding(num_items, dim)
         self.position = nn.Parameter(torch.empty(max_len, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         nn.init.trunc_normal_(self.item.weight, std=0.02)
         nn.init.xavier_normal_(self.position)
 
     def forward(self, items: Tensor, offsets: Tensor) -> Tensor:
         """Return (L, D) for items (L,) int64 and offsets (B+1,) int64."""
         x_LD = self.item(items) * math.sqrt(self.item.embedding_dim) + self.position[positions(offsets, len(items))]
-        embedded: Tensor = self.dropout(x_LD)
-        return embedded
+        return dropout(x_LD, self.dropout, training=self.training)
 
     def item_vectors(self) -> Tensor:
         """Return (X, D): the item embeddings as unit vectors."""

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, layer_norm, silu
+from torch.nn.functional import layer_norm
 
 from components.model.embedding import InputEmbedding, l2_normalize
-from kernels import RelativeBias, hstu_attention
+from kernels import RelativeBias, gated_norm, hstu_attention, silu_split
 from kernels.time_buckets import NUM_TIME_BUCKETS
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ class HSTULayer(nn.Module):
 
     def forward(self, x_LD: Tensor, offsets: Tensor, times: RelativeBias) -> Tensor:
         """Return (L, D)."""
-        z = silu(layer_norm(x_LD, x_LD.shape[1:], eps=_EPS) @ self.uvqk)
-        u, v, q, k = torch.split(z, self.widths, dim=1)
+        projected = layer_norm(x_LD, x_LD.shape[1:], eps=_EPS) @ self.uvqk
+        u, v, q, k = silu_split(projected, self.widths, backend=self.backend)
         q_LHD, k_LHD, v_LHV = (torch.unflatten(part, 1, (self.num_heads, -1)) for part in (q, k, v))
         o_LHV = hstu_attention(
             q_LHD,
@@ -82,7 +82,8 @@ class HSTULayer(nn.Module):
             bias=times.with_tables(self.position_weight, self.time_weight),
             backend=self.backend,
         )
-        o = o_LHV.flatten(1)
-        gated = u * layer_norm(o, o.shape[1:], eps=_EPS)
-        projected: Tensor = self.output(dropout(gated, self.dropout, self.training))
-        return x_LD + projected
+        gated = gated_norm(
+            o_LHV.flatten(1), u, dropout=self.dropout, training=self.training, eps=_EPS, backend=self.backend
+        )
+        output: Tensor = self.output(gated)
+        return x_LD + output

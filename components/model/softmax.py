@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.sampled_softmax import can_fuse, sampled_softmax
+
 # One core, 1.7k to 20k items: 4.9 ns a score, forward and backward; 5.4 ns with 32 rows, over 6 ns with 1024.
 _ROWS_PER_BLOCK = 128
 _FLOATS_PER_BLOCK = 2**24  # 64 MB: fewer rows for catalogues of more than 131k items
@@ -81,7 +83,7 @@ class SampledTable(WholeTable):
 
 @dataclass(frozen=True, eq=False)
 class SampledPerRow:
-    """Each row's own sample of the table."""
+    """Each row's own sample of the table; in float32 on a CPU the methods give way to one fused operator."""
 
     targets: Tensor  # (M,) int64
     items: Tensor  # (M, C) int64, rows of the table
@@ -132,14 +134,11 @@ class _SoftmaxLoss(torch.autograd.Function):
         competitors: Competitors,
         scale: float,
     ) -> Tensor:
-        total = y_MD.new_zeros(())
-        gradients = torch.empty_like(y_MD), torch.empty_like(y_MD), torch.zeros_like(table_XD)
-        for start in range(0, len(y_MD), size := _rows_per_block(competitors, table_XD)):
-            rows = slice(start, start + size)
-            block = _Block(y_MD[rows], positives_MD[rows], table_XD, competitors, rows, scale)
-            total += block.loss_R1.sum()
-            if any(ctx.needs_input_grad):
-                gradients[0][rows], gradients[1][rows] = block.pull_back(gradients[2])
+        wanted = any(ctx.needs_input_grad)
+        if isinstance(competitors, SampledPerRow) and can_fuse(y_MD):
+            total, gradients = _sweep_fused(y_MD, positives_MD, table_XD, competitors, scale, wanted=wanted)
+        else:
+            total, gradients = _sweep_blocks(y_MD, positives_MD, table_XD, competitors, scale, wanted=wanted)
         ctx.save_for_backward(*gradients)
         ctx.factor = scale / max(len(y_MD), 1)
         return total / max(len(y_MD), 1)
@@ -149,6 +148,38 @@ class _SoftmaxLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         factor = grad * ctx.factor
         return *(gradient * factor for gradient in ctx.saved_tensors), None, None
+
+
+def _sweep_fused(
+    y_MD: Tensor, positives_MD: Tensor, table_XD: Tensor, competitors: SampledPerRow, scale: float, *, wanted: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """As `_sweep_blocks`, in one call of C++: 24 ms for 12,843 rows of 128 samples and width 50, against 170 ms."""
+    losses_M, gradients = sampled_softmax(
+        y_MD,
+        positives_MD,
+        table_XD,
+        competitors.targets,
+        competitors.items,
+        scale=scale,
+        weight=competitors.weight,
+        wants_gradients=wanted,
+    )
+    return losses_M.sum(), gradients or ()
+
+
+def _sweep_blocks(
+    y_MD: Tensor, positives_MD: Tensor, table_XD: Tensor, competitors: Competitors, scale: float, *, wanted: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the sum of the losses and, where wanted, its gradients by the three tensors, less the factor 1 / T."""
+    total = y_MD.new_zeros(())
+    gradients = torch.empty_like(y_MD), torch.empty_like(y_MD), torch.zeros_like(table_XD)
+    for start in range(0, len(y_MD), size := _rows_per_block(competitors, table_XD)):
+        rows = slice(start, start + size)
+        block = _Block(y_MD[rows], positives_MD[rows], table_XD, competitors, rows, scale)
+        total += block.loss_R1.sum()
+        if wanted:
+            gradients[0][rows], gradients[1][rows] = block.pull_back(gradients[2])
+    return total, gradients
 
 
 class _Block:
