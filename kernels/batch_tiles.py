@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from kernels.time_buckets import TIME_THRESHOLDS
+
+T = TypeVar("T")
 
 # Differences of times that lie closer to their sequence's first one than this fit in int32: 34 years.
 _NARROW = 2**30
@@ -61,13 +63,13 @@ class BatchTiles:
             ("by_place", block, longest), lambda: _by_place(self._lengths(), block, self.num_rows, longest)
         )
 
-    def targets(self, block: int) -> Tensor:
-        """Return (T, 2) int32: the tiles of the targets, counted from the first target."""
+    def targets(self, block: int) -> TileOrder:
+        """Return the tiles of the targets, each counted from its sequence's first target."""
 
-        def make() -> Tensor:
+        def make() -> TileOrder:
             lengths = self._lengths()
             targets = torch.zeros_like(lengths) if self.num_targets is None else self.num_targets
-            return _tiles(targets.minimum(lengths), block, self.num_rows)  # an empty sequence may state some
+            return _by_place(targets.minimum(lengths), block, self.num_rows, 0)  # an empty sequence may state some
 
         return self._once(("targets", block), make)
 
@@ -86,10 +88,10 @@ class BatchTiles:
         """
         return self._once(("extremes", name, block), lambda: self._extremes(getattr(self.times(), name), block))
 
-    def _once(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def _once(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
         if key not in self._made:
             self._made[key] = make()
-        return self._made[key]
+        return cast("T", self._made[key])
 
     def _lengths(self) -> Tensor:
         return self.offsets.diff()
@@ -108,11 +110,13 @@ class BatchTiles:
             raise ValueError("this batch has no times")
         starts = self.offsets[:-1].clamp(max=self.num_rows - 1)  # of an empty sequence at the end, too
         first = torch.repeat_interleave(self.event_times[0][starts], self._lengths(), output_size=self.num_rows)
-        times = torch.stack(self.event_times) - first
-        thresholds = torch.tensor([0, *TIME_THRESHOLDS], device=times.device)
-        if bool(((times > -_NARROW) & (times < _NARROW)).all()):
-            times, thresholds = times.int(), thresholds.clamp(max=2**31 - 1).int()
-        return Times(times[0], times[1], thresholds)
+        timestamps, next_timestamps = (times - first for times in self.event_times)
+        thresholds = torch.tensor([0, *TIME_THRESHOLDS], device=first.device)
+        lowest, highest = torch.aminmax(torch.cat([timestamps, next_timestamps]))
+        if bool((lowest > -_NARROW) & (highest < _NARROW)):
+            thresholds = thresholds.clamp(max=2**31 - 1)
+            return Times(timestamps.int(), next_timestamps.int(), thresholds.int())
+        return Times(timestamps, next_timestamps, thresholds)
 
     def _extremes(self, times: Tensor, block: int) -> Tensor:
         lengths = self._lengths()

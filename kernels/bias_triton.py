@@ -79,7 +79,7 @@ def add_position_bias(scores, bias, i, j, sequence):
 @triton.jit
 def hold_times(bias, sequence, first, BLOCK: tl.constexpr):
     """Return the Times of the tile held, or none without a time bias."""
-    held = Times(None, None, None)
+    held = Times(0, 0, 0)  # Triton 3.6 cannot return None
     if bias.time_weight is not None:
         held = load_times(bias.held_times, sequence, first, BLOCK)
     return held

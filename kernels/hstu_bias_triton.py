@@ -3,12 +3,12 @@
     d position_weight[N - 1 + place(j) - place(i)] += ds_ij,   d time_weight[bucket(|gap_ij|)] += ds_ij
 
 All tiles of one block diagonal (same number of tiles between query and key) meet the position table at the same places.
-So a program keeps to one diagonal and adds up ds over sequences and heads in registers; it writes once, and the host sums
-over the programs in a fixed order and along the walk. Targets all stand at one place, the end of history: their
-diagonals are blocks of keys counted back from there, and only the sum over the targets is kept.
+So a program keeps to one diagonal and adds up ds over sequences and heads in registers; it writes once, and
+kernels.bias_sums adds up what the programs wrote. Targets all stand at one place, the end of history: their diagonals
+are blocks of keys counted back from there, and only the sum over the targets is kept.
 
-The time table fits in a program's registers. A tile whose gaps lie in one bucket adds its sum, another one adds a masked sum
-for each bucket between its extremes. Shapes: M queries, N = M keys of a tile.
+The time table fits in a program's registers. A tile whose gaps lie in one bucket adds its sum, another one adds a
+masked sum for each bucket between its extremes. Shapes: M queries, N = M keys of a tile.
 """
 
 # Arguments of kernels are pointers, numbers, tiles and constants, which have no Python types.
@@ -34,6 +34,7 @@ class Walk(NamedTuple):
 
     at_least: tl.tensor  # (x,): how many tiles have at least x before them
     target_tiles: tl.tensor  # (T, 2) int32: sequence and tile of targets, or None
+    num_target_tiles: tl.tensor  # (1,), or None
     num_past: tl.tensor  # diagonals on which keys come before queries, or at the same tile
 
 
@@ -45,8 +46,8 @@ class Partials(NamedTuple):
     time: tl.tensor  # (x, C, TABLE_SIZE)
 
 
-# What changes from batch to batch is not compiled anew when it happens to be 1 or a multiple of 16.
-@triton.jit(do_not_specialize=["num_target_tiles", "num_chunks"])
+# It changes from batch to batch, and is not to be compiled anew whenever it is 1 or a multiple of 16.
+@triton.jit(do_not_specialize=["num_chunks"])
 def bias_backward(
     q,
     k,
@@ -56,7 +57,6 @@ def bias_backward(
     bias,
     walk,
     partials,
-    num_target_tiles,
     num_chunks,  # programs that share a diagonal
     num_heads,
     alpha,
@@ -99,19 +99,17 @@ def bias_backward(
     if walk.target_tiles is not None:
         target_position = tl.zeros([BLOCK], tl.float32)
         if is_past:
-            for x in range(chunk, num_target_tiles * num_heads, num_chunks):
+            for x in range(chunk, tl.load(walk.num_target_tiles) * num_heads, num_chunks):
                 entry, head = x // num_heads, x % num_heads
-                index = tl.load(walk.target_tiles + 2 * entry)
-                if index >= 0:
-                    sequence = load_sequence(batch, index)
-                    first_column = sequence.history_end - (distance + 1) * BLOCK
-                    if first_column + BLOCK > 0:
-                        first = sequence.history_end + tl.load(walk.target_tiles + 2 * entry + 1) * BLOCK
-                        grad_s, time = _grad_scores(
-                            q, k, v, grad, bias, partials, sequence, head, first, first_column, alpha, time,
-                            WIDTH_QK, WIDTH_V, BLOCK_QK, BLOCK_V, BLOCK, PRECISION, USE_TANH, TARGETS=True,
-                        )  # fmt: skip
-                        target_position += tl.sum(grad_s, 0)
+                sequence = load_sequence(batch, tl.load(walk.target_tiles + 2 * entry))
+                first_column = sequence.history_end - (distance + 1) * BLOCK
+                if first_column + BLOCK > 0:
+                    first = sequence.history_end + tl.load(walk.target_tiles + 2 * entry + 1) * BLOCK
+                    grad_s, time = _grad_scores(
+                        q, k, v, grad, bias, partials, sequence, head, first, first_column, alpha, time,
+                        WIDTH_QK, WIDTH_V, BLOCK_QK, BLOCK_V, BLOCK, PRECISION, USE_TANH, TARGETS=True,
+                    )  # fmt: skip
+                    target_position += tl.sum(grad_s, 0)
             if partials.target_position is not None:
                 tl.store(partials.target_position + program * BLOCK + tl.arange(0, BLOCK), target_position)
     if partials.time is not None:

@@ -15,10 +15,11 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels import bias_sums, hstu_torch
+from kernels import hstu_torch
 from kernels.arguments import Arguments, Gradients, Wants
 from kernels.batch_memo import BatchMemo
 from kernels.batch_tiles import BatchTiles
+from kernels.bias_sums import BiasSums, Diagonals
 from kernels.bias_triton import Bias
 from kernels.choice import is_interpreted
 from kernels.hstu_backward_triton import keys_backward, queries_backward
@@ -102,48 +103,22 @@ def _differentiate_bias(call: _Call, grad_LHV: Tensor, wants: Wants) -> tuple[Te
         return None, None
     shape = call.shape("bias")
     block = shape.block_m
-    order = call.tiles.by_place(block, bias_sums.tiles_of_longest(arguments, block))
-    diagonals = bias_sums.Diagonals.of(arguments, block, len(order.tiles) * call.num_heads)
-    target_tiles = None if arguments.num_targets is None else call.tiles.targets(block)
-
-    def sums(wanted: bool, num_diagonals: int, *size: int) -> Tensor | None:
-        size = num_diagonals, diagonals.num_chunks, *size
-        return grad_LHV.new_empty(size, dtype=torch.float32) if wanted else None
-
-    num_all = diagonals.num_past + diagonals.num_future
-    partials = Partials(
-        sums(wants.position, num_all, block, block),
-        sums(wants.position and target_tiles is not None, diagonals.num_past, block),
-        sums(wants.time, num_all, TABLE_SIZE.value),
-    )
+    order = call.tiles.by_place(block, -(-arguments.max_len // block))
+    targets = None if arguments.num_targets is None else call.tiles.targets(block)
+    diagonals = Diagonals.of(arguments, block, len(order.tiles) * call.num_heads)
+    sums = BiasSums.empty(diagonals, block, TABLE_SIZE.value, wants, targets is not None, grad_LHV)
     constants = call.constants(shape)
-    del constants["scale"], constants["BLOCK_M"]
-    bias_backward[diagonals.num_programs,](
+    del constants["scale"], constants["BLOCK_M"]  # the tile is square
+    bias_backward[diagonals.num_all * diagonals.num_chunks,](
         *call.rows(grad_LHV),
         call.batch(order.tiles),
-        call.bias(held="next_timestamps", streamed="timestamps", block=block),
-        Walk(order.at_least, target_tiles, diagonals.num_past),
-        partials,
-        num_target_tiles=0 if target_tiles is None else len(target_tiles),
+        call.bias(held="next_timestamps", streamed="timestamps", block=None),
+        Walk(order.at_least, targets and targets.tiles, targets and targets.at_least, diagonals.num_past),
+        Partials(sums.position_xCSS, sums.target_position_KCS, sums.time_xCb),
         num_chunks=diagonals.num_chunks,
         **constants,
     )
-    return (
-        None
-        if partials.position is None
-        else _scaled(
-            bias_sums.position_gradient(
-                partials.position, partials.target_position, diagonals.num_past, arguments.max_len
-            ),
-            call,
-        ),
-        None if partials.time is None else _scaled(bias_sums.time_gradient(partials.time), call),
-    )
-
-
-def _scaled(gradient: Tensor, call: _Call) -> Tensor:
-    """Return the gradient of a table whose unscaled sums are given, in the dtype of the tables."""
-    return (gradient / call.arguments.max_len).to(call.q_LHD.dtype)
+    return sums.gradients(arguments.max_len, call.q_LHD.dtype)
 
 
 _TILES: BatchMemo[BatchTiles] = BatchMemo()
@@ -160,6 +135,7 @@ class _Call:
 
     @property
     def num_heads(self) -> int:
+        """H."""
         return self.q_LHD.shape[1]
 
     @property
@@ -172,6 +148,7 @@ class _Call:
         )
 
     def shape(self, kernel: Pass) -> TileShape:
+        """Return the kernel's tiles on this GPU."""
         bias = self.arguments.bias
         has_bias = bias.position_weight is not None or bias.time_weight is not None
         width = max(_padded(self.q_LHD), _padded(self.v_LHV))
@@ -183,12 +160,16 @@ class _Call:
         return [Rows(x, x.stride(0), x.stride(1)) for x in contiguous]
 
     def batch(self, tiles: Tensor) -> Batch:
+        """Return the batch with the list of tiles to launch."""
         arguments = self.arguments
         window = arguments.window or arguments.max_len
         return Batch(arguments.offsets, arguments.num_targets, tiles, arguments.num_context, window)
 
-    def bias(self, *, held: str, streamed: str, block: int) -> Bias:
-        """Return the tables with the times of the tile held and of those streamed, `block` rows each."""
+    def bias(self, *, held: str, streamed: str, block: int | None) -> Bias:
+        """Return the tables with the times of the tile held and of those streamed.
+
+        With their extremes if these are `block` rows each; None where the kernel finds the extremes itself.
+        """
         position_weight, time_weight = self.arguments.bias.position_weight, self.arguments.bias.time_weight
         if time_weight is None:
             return Bias(position_weight, None, None, None, None, None, self.arguments.max_len)
@@ -199,7 +180,7 @@ class _Call:
             times.thresholds,
             getattr(times, held),
             getattr(times, streamed),
-            self.tiles.extremes(streamed, block),
+            None if block is None else self.tiles.extremes(streamed, block),
             self.arguments.max_len,
         )
 

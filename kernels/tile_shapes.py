@@ -1,8 +1,8 @@
 """Tile shapes of the Triton attention kernels, as a table: tuning at run time would make first steps slow.
 
-To change an entry: compile it (tests/test_triton_compiled.py: no register may spill), time the pass on that architecture
-against the old entry in one process, interleaved, and only then write the new one down. Results stay right, though not
-the same to the last bit, with any powers of two of at least 16; the tiles of "bias" must be square.
+To change an entry: compile it (tests/test_triton_compiled.py: no register may spill), time the pass on that GPU against
+the old entry in one process, interleaved, and only then write the new one down. Results stay right, though not the same
+to the last bit, with any powers of two of at least 16; the tiles of "bias" must be square.
 
 Each entry is the largest tile that did not spill with both biases, targets and Triton 3.7.1; none has been timed yet.
 """
@@ -36,13 +36,13 @@ _HALF: dict[tuple[str, Pass], tuple[TileShape, TileShape, TileShape]] = {
     ("hopper", "queries"): (_T(64, 64, 4, 3), _T(64, 64, 8, 3), _T(32, 32, 8, 2)),
     ("hopper", "bias"): (_T(64, 64, 8, 2), _T(64, 64, 8, 2), _T(16, 16, 4, 1)),
     ("blackwell", "forward"): (_T(128, 64, 8, 3), _T(128, 32, 8, 3), _T(128, 32, 8, 2)),
-    ("blackwell", "keys"): (_T(64, 64, 4, 2), _T(64, 64, 8, 2), _T(32, 64, 8, 2)),
+    ("blackwell", "keys"): (_T(32, 64, 4, 2), _T(64, 64, 8, 2), _T(32, 64, 8, 2)),
     ("blackwell", "queries"): (_T(64, 64, 4, 3), _T(64, 64, 8, 3), _T(64, 32, 8, 2)),
     ("blackwell", "bias"): (_T(64, 64, 8, 2), _T(64, 64, 8, 2), _T(16, 16, 4, 1)),
     ("cdna", "forward"): (_T(128, 64, 8, 2), _T(64, 32, 4, 2), _T(64, 32, 4, 2)),
     ("cdna", "keys"): (_T(64, 64, 4, 2), _T(32, 64, 4, 2), _T(16, 32, 8, 2)),
     ("cdna", "queries"): (_T(64, 64, 4, 2), _T(64, 32, 4, 2), _T(32, 32, 4, 2)),
-    ("cdna", "bias"): (_T(64, 64, 8, 2), _T(32, 32, 8, 2), _T(16, 16, 4, 1)),
+    ("cdna", "bias"): (_T(64, 64, 8, 2), _T(32, 32, 4, 2), _T(16, 16, 4, 1)),
 }
 # Without a bias registers suffice for more; 128 rows halve the keys and values that come from the cache.
 _HALF_WITHOUT_BIAS: dict[tuple[str, Pass], tuple[TileShape, TileShape, TileShape]] = {
@@ -56,9 +56,9 @@ _HALF_WITHOUT_BIAS: dict[tuple[str, Pass], tuple[TileShape, TileShape, TileShape
 # float32 takes three products for one on NVIDIA, and twice the registers everywhere: small tiles are all that fits.
 _FLOAT32: dict[Pass, tuple[TileShape, TileShape, TileShape]] = {
     "forward": (_T(32, 32, 8, 2), _T(16, 32, 4, 2), _T(16, 16, 4, 1)),
-    "keys": (_T(32, 32, 8, 1), _T(16, 16, 4, 2), _T(16, 16, 4, 1)),
-    "queries": (_T(32, 32, 8, 2), _T(16, 16, 4, 2), _T(16, 16, 4, 1)),
-    "bias": (_T(16, 16, 4, 1), _T(16, 16, 4, 1), _T(16, 16, 4, 1)),
+    "keys": (_T(32, 16, 4, 1), _T(16, 16, 4, 2), _T(16, 16, 4, 1)),
+    "queries": (_T(32, 16, 4, 2), _T(16, 16, 4, 2), _T(16, 16, 4, 1)),
+    "bias": (_T(16, 16, 1, 1), _T(16, 16, 4, 1), _T(16, 16, 4, 1)),
 }
 # Python's time for a tile hardly depends on its size.
 _INTERPRETED = _T(64, 64, 4, 1)

@@ -4,11 +4,46 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from made_attention import make_problem
 from made_compilations import TARGETS, assert_fits, compile_for
 
-from kernels import gated_norm_triton
+from kernels import RelativeBias, gated_norm_triton, hstu_triton
+from kernels.arguments import Arguments, Wants
 
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
+
+
+def launch_attention(width, dtype, bias, lengths=(300, 150)):
+    """Launch forward and backward with targets, context and window."""
+    problem = make_problem(lengths, widths=(2, width, width), bias=bias, targets=True, max_len=512).to(dtype)
+    tables = RelativeBias(problem.position_weight, problem.time_weight, problem.timestamps, problem.next_timestamps)
+    arguments = Arguments(problem.offsets, tables, problem.num_targets, 512, 1.0, num_context=2, window=100)
+    q, k, v = problem.qkv
+    output = hstu_triton.forward(q, k, v, arguments)
+    hstu_triton.backward(torch.empty_like(output), q, k, v, arguments, Wants(bias != "none", bias != "none"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("width", "dtype", "bias"),
+    [
+        (64, BFLOAT16, "position+time"),
+        (128, BFLOAT16, "position+time"),
+        (50, FLOAT32, "position+time"),
+        (64, BFLOAT16, "none"),
+        (128, BFLOAT16, "none"),
+    ],
+    ids=str,
+)
+def test_attention(target, width, dtype, bias):
+    compilations = compile_for(target, lambda: launch_attention(width, dtype, bias))
+    kernels = ["attention_forward", "keys_backward", "queries_backward", "bias_backward"]
+    assert [compilation.kernel for compilation in compilations] == kernels[: 3 if bias == "none" else 4]
+    assert_fits(compilations, uses_matrix_instructions=True)
+    for compilation in compilations:
+        assert ("tanh.approx.f32" in compilation.assembly) == (target.startswith("sm") and dtype == BFLOAT16)
+        if target == "sm_90" and dtype == BFLOAT16:
+            assert any(name.startswith("wgmma") for name in compilation.matrix_instructions)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -31,7 +66,15 @@ def test_gated_norm(target, width, dtype, vectors):
         assert (kernel.assembly.count(load) >= num_loads) == vectors  # 16 bytes a thread and load
 
 
-def test_a_batch_of_another_length_is_not_compiled_anew():
+def test_a_batch_of_another_length_is_not_compiled_anew_for_attention():
+    def launch():
+        for lengths in [(2,), (16,), (17, 300), (64,) * 16, (512,) * 40]:
+            launch_attention(32, BFLOAT16, "position+time", lengths)
+
+    assert len(compile_for("sm_90", launch)) == 4
+
+
+def test_a_batch_of_another_length_is_not_compiled_anew_for_gated_norm():
     def launch():
         for num_rows in (1, 2, 16, 17, 4096):
             o = torch.zeros(num_rows, 64)

@@ -198,6 +198,13 @@ def test_output_and_gradients_at_the_edges(lengths):
         assert_equals_reference(problem)
 
 
+@pytest.mark.parametrize(("width", "dtype"), [(16, torch.float64), (300, FLOAT32)])
+def test_what_the_kernels_do_not_take_goes_to_torch(width, dtype):
+    problem = make_problem([40, 3], widths=(1, 16, width), targets=True)
+    errors = largest_errors(found(problem.to(dtype)), problem.output_and_gradients("reference"))
+    assert max(errors.values()) <= (1e-12 if dtype == torch.float64 else 1e-5)
+
+
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16])
 def test_half_precision_is_about_as_exact_as_torch(dtype):
     """Against the float64 result of the rounded inputs, as torch is when it computes in the same dtype."""
