@@ -18,15 +18,15 @@ from torch import Tensor
 from kernels import hstu_torch
 from kernels.arguments import Arguments, Gradients, Wants
 from kernels.batch_memo import BatchMemo
-from kernels.batch_tiles import BatchTiles
-from kernels.bias_sums import BiasSums, Diagonals
-from kernels.bias_triton import Bias
 from kernels.choice import is_interpreted
-from kernels.hstu_backward_triton import keys_backward, queries_backward
-from kernels.hstu_bias_triton import TABLE_SIZE, Partials, Walk, bias_backward
-from kernels.hstu_forward_triton import attention_forward
-from kernels.tile_shapes import MAX_WIDTH, Pass, TileShape, architecture_family, tile_shape
-from kernels.tiles_triton import Batch, Rows
+from kernels.gpu.attention_backward import keys_backward, queries_backward
+from kernels.gpu.attention_forward import attention_forward
+from kernels.gpu.batch_tiles import BatchTiles
+from kernels.gpu.bias import Bias
+from kernels.gpu.bias_gradients import TABLE_SIZE, Partials, Walk, bias_backward
+from kernels.gpu.bias_sums import BiasSums, Diagonals
+from kernels.gpu.tile_shapes import MAX_WIDTH, Pass, TileShape, architecture_family, tile_shape
+from kernels.gpu.tiles import Batch, Rows
 
 
 def forward(q_LHD: Tensor, k_LHD: Tensor, v_LHV: Tensor, arguments: Arguments) -> Tensor:

@@ -13,10 +13,10 @@ from made_attention import YEAR, make_problem
 from made_interpreted import DEVICE
 
 from kernels import RelativeBias, hstu_attention, hstu_triton
-from kernels.bias_triton import bucket_of
+from kernels.gpu.bias import bucket_of
+from kernels.gpu.tile_shapes import TileShape
+from kernels.gpu.tiles import Batch, columns_seen, load_sequence, rows_seeing, visited_tile
 from kernels.reference import attention_mask
-from kernels.tile_shapes import TileShape
-from kernels.tiles_triton import Batch, columns_seen, load_sequence, rows_seeing, visited_tile
 from kernels.time_buckets import TIME_THRESHOLDS, time_buckets
 
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16

@@ -15,8 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.bias_triton import add_bias, hold_times
-from kernels.tiles_triton import (
+from kernels.gpu.bias import add_bias, hold_times
+from kernels.gpu.tiles import (
     columns_seen,
     is_visible,
     load_sequence,

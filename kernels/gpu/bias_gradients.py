@@ -4,8 +4,8 @@
 
 All tiles of one block diagonal (same number of tiles between query and key) meet the position table at the same places.
 So a program keeps to one diagonal and adds up ds over sequences and heads in registers; it writes once, and
-kernels.bias_sums adds up what the programs wrote. Targets all stand at one place, the end of history: their diagonals
-are blocks of keys counted back from there, and only the sum over the targets is kept.
+kernels.gpu.bias_sums adds up what the programs wrote. Targets all stand at one place, the end of history: their
+diagonals are blocks of keys counted back from there, and only the sum over the targets is kept.
 
 The time table fits in a program's registers. A tile whose gaps lie in one bucket adds its sum, another one adds a
 masked sum for each bucket between its extremes. Shapes: M queries, N = M keys of a tile.
@@ -22,8 +22,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from kernels.bias_triton import add_position_bias, bucket_of, bucket_range, load_times
-from kernels.tiles_triton import is_visible, load_sequence, load_tile, multiply, sigmoid
+from kernels.gpu.bias import add_position_bias, bucket_of, bucket_range, load_times
+from kernels.gpu.tiles import is_visible, load_sequence, load_tile, multiply, sigmoid
 
 # The table of 129 buckets, padded to a power of two.
 TABLE_SIZE = tl.constexpr(256)

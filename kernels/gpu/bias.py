@@ -91,7 +91,7 @@ def add_bias(scores, bias, i, j, held, sequence, first, BLOCK: tl.constexpr):
     if bias.position_weight is not None:
         scores = add_position_bias(scores, bias, i, j, sequence)
     if bias.time_weight is not None:
-        block = sequence.start // BLOCK + sequence.index + first // BLOCK  # as kernels.batch_tiles numbers them
+        block = sequence.start // BLOCK + sequence.index + first // BLOCK  # as kernels.gpu.batch_tiles numbers them
         lowest = tl.load(bias.streamed_extremes + 2 * block)
         highest = tl.load(bias.streamed_extremes + 2 * block + 1)
         low, high = bucket_range(held, Times(None, lowest, highest), bias.thresholds)

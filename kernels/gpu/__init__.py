@@ -1,0 +1,1 @@
+"""The Triton kernels of `kernels/hstu_triton.py`, and what they are launched with."""
