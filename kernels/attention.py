@@ -53,6 +53,8 @@ def hstu_attention(
         ValueError: shapes, dtypes, devices or offsets do not fit together, or the backend cannot take them.
     """
     _check_tensors(q, k, v, offsets)
+    if max_len < 1:
+        raise ValueError(f"max_len is {max_len}, expected 1 or more")
     if window < 0:
         raise ValueError(f"window is {window}, expected 0 (no limit) or more")
     if num_context < 0:
@@ -75,8 +77,8 @@ _CHECKED: BatchMemo[None] = BatchMemo()
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.ndim != 3:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected (L, H, D)")
+        if tensor.ndim != 3 or 0 in tensor.shape[1:]:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected (L, H, D), H and D at least 1")
         if not tensor.is_floating_point() or tensor.dtype != q.dtype:
             raise ValueError(f"{name} is {tensor.dtype}, expected q, k and v of one floating dtype (q is {q.dtype})")
         if tensor.device != q.device:

@@ -17,6 +17,7 @@ from torch import Tensor
 from kernels.arguments import Arguments, Gradients, Wants
 from kernels.bias import RelativeBias
 from kernels.choice import choose_backend
+from kernels.once_differentiable import refuse_second_derivative
 
 # Imported when first used: Triton takes a second, and is not everywhere.
 _MODULES = {"torch": "kernels.hstu_torch", "cpu": "kernels.hstu_cpu", "triton": "kernels.hstu_triton"}
@@ -104,3 +105,4 @@ for _name, _run, _shapes in (
     _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"hstuflow::{_name}", _shapes, lib=_LIBRARY)
 torch.library.register_autograd("hstuflow::attention", _differentiate, setup_context=_keep, lib=_LIBRARY)
+torch.library.register_autograd("hstuflow::attention_backward", refuse_second_derivative, lib=_LIBRARY)

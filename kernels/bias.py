@@ -17,7 +17,7 @@ class RelativeBias:
     """What the bias of one layer is computed from; a table that is None adds nothing.
 
     position_weight is (2N-1,), time_weight (129,), shared by the heads. Row i takes next_timestamps[i], key j takes
-    timestamps[j], both (L,) int64 seconds; they may be None where time_weight is.
+    timestamps[j], both (L,) int64 seconds less than 2^62 from 0; they may be None where time_weight is.
     """
 
     position_weight: Tensor | None

@@ -14,8 +14,10 @@ import ctypes
 import hashlib
 import logging
 import os
+import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -63,6 +65,11 @@ def load() -> ctypes.CDLL:
     return library
 
 
+def empty_float32(*shape: int) -> Tensor:
+    """Return float32 on the CPU for C++ to write to, whatever torch's default dtype and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     """Return the address of a tensor's first element, or null."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
@@ -97,7 +104,10 @@ def _built() -> Path:
 
 def _compiler() -> list[str]:
     if os.environ.get("CXX"):
-        return shlex.split(os.environ["CXX"])
+        try:
+            return shlex.split(os.environ["CXX"])
+        except ValueError as error:
+            raise _UnavailableError(f"CXX is {os.environ['CXX']!r}, and that is no command: {error}") from error
     for name in ("c++", "g++", "clang++"):
         if found := shutil.which(name):
             return [found]
@@ -106,10 +116,10 @@ def _compiler() -> list[str]:
 
 def _fingerprint(compiler: list[str], flags: list[str]) -> str:
     try:
-        version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise _UnavailableError(f"the C++ compiler does not run: {error}") from error
-    digest = hashlib.sha256("\0".join([version, *compiler, *flags]).encode())
+    digest = hashlib.sha256("\0".join([platform.machine(), *compiler, *flags]).encode() + version)
     for file in [*_SOURCES, *_HEADERS]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
@@ -120,7 +130,10 @@ def _cache_folder() -> Path:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hstuflow"
     except RuntimeError as error:  # a user without a home folder
         raise _UnavailableError(f"no place to keep the library: {error} (name one in XDG_CACHE_HOME)") from error
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    facts = folder.stat()
+    if facts.st_uid not in (os.getuid(), 0) or facts.st_mode & stat.S_IWOTH:  # what lies there is executed
+        raise _UnavailableError(f"other users can write to {folder} (name another folder in XDG_CACHE_HOME)")
     return folder
 
 
@@ -128,7 +141,8 @@ def _compile(command: list[str], path: Path) -> None:
     """Write to a name of its own, then rename: processes that compile at the same time do not disturb one another."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compiling-") as folder:
         output = Path(folder) / path.name
-        done = subprocess.run([*command, *map(str, _SOURCES), "-o", str(output)], capture_output=True, text=True)
+        done = subprocess.run([*command, *map(str, _SOURCES), "-o", str(output)], capture_output=True)
         if done.returncode != 0:
-            raise _UnavailableError(f"the C++ compiler failed ({shlex.join(command)}):\n{done.stderr.strip()[-2000:]}")
+            said = done.stderr.decode(errors="replace").strip()[-2000:]
+            raise _UnavailableError(f"the C++ compiler failed ({shlex.join(command)}):\n{said}")
         output.replace(path)

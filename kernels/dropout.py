@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kernels import cpu_library
 from kernels.choice import choose_backend
-from kernels.cpu_library import pointer
+from kernels.cpu_library import empty_float32, pointer
 from kernels.cpu_rows import Rows
 from kernels.dropout_mask import draw_seed, dropout_mask, threshold_of
 
@@ -49,7 +49,7 @@ def _dropout(x: Tensor, seed: Tensor, share: float, backend: str) -> Tensor:
     name, _ = choose_backend(x.device, backend)
     if name != "cpu" or x.dtype != torch.float32:
         return dropout_mask(x, share, int(seed)).mul_(x)
-    y = torch.empty(x.shape)
+    y = empty_float32(*x.shape)
     _library().hstu_dropout(Rows(x), *x.shape, threshold_of(share), int(seed), torch.get_num_threads(), pointer(y))
     return y
 

@@ -24,7 +24,7 @@ def draw_seed() -> Tensor:
 
     A tensor, because torch.compile would stop at a number that it does not know.
     """
-    return torch.randint(2**31, ())
+    return torch.randint(2**31, (), device="cpu")
 
 
 def threshold_of(dropout: float) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kernels.choice import choose_backend
 from kernels.dropout_mask import draw_seed
+from kernels.once_differentiable import refuse_second_derivative
 
 # Imported when first used: Triton takes a second, and is not everywhere.
 _MODULES = {
@@ -56,7 +57,7 @@ def gated_norm(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}, expected 0 <= dropout < 1")
     is_dropping = training and dropout > 0
-    dropout, seed = (dropout, draw_seed()) if is_dropping else (0.0, torch.zeros((), dtype=torch.int64))
+    dropout, seed = (dropout, draw_seed()) if is_dropping else (0.0, torch.zeros((), dtype=torch.int64, device="cpu"))
     y: Tensor = torch.ops.hstuflow.gated_norm(o_LW, u_LW, seed, eps, dropout, backend)
     return y
 
@@ -111,3 +112,4 @@ for _name, _run, _shapes in (
     _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"hstuflow::{_name}", _shapes, lib=_LIBRARY)
 torch.library.register_autograd("hstuflow::gated_norm", _differentiate, setup_context=_keep, lib=_LIBRARY)
+torch.library.register_autograd("hstuflow::gated_norm_backward", refuse_second_derivative, lib=_LIBRARY)

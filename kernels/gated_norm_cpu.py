@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels import cpu_library, gated_norm_torch
-from kernels.cpu_library import pointer
+from kernels.cpu_library import empty_float32, pointer
 from kernels.cpu_rows import Rows
 from kernels.dropout_mask import threshold_of
 
@@ -23,7 +23,7 @@ def forward(o_LW: Tensor, u_LW: Tensor, eps: float, dropout: float, seed: int) -
     """Return (L, W)."""
     if o_LW.dtype != torch.float32:
         return gated_norm_torch.forward(o_LW, u_LW, eps, dropout, seed)
-    y_LW = torch.empty(o_LW.shape)
+    y_LW = empty_float32(*o_LW.shape)
     problem = _Problem(o_LW, u_LW, eps, dropout, seed)
     _library().hstu_gated_norm_forward(problem, pointer(y_LW))
     return y_LW
@@ -35,7 +35,7 @@ def backward(
     """Return the gradients of o and u, contiguous."""
     if o_LW.dtype != torch.float32:
         return gated_norm_torch.backward(grad_LW, o_LW, u_LW, eps, dropout, seed)
-    grad_o_LW, grad_u_LW = torch.empty(o_LW.shape), torch.empty(u_LW.shape)
+    grad_o_LW, grad_u_LW = empty_float32(*o_LW.shape), empty_float32(*u_LW.shape)
     problem = _Problem(o_LW, u_LW, eps, dropout, seed)
     _library().hstu_gated_norm_backward(problem, Rows(grad_LW), pointer(grad_o_LW), pointer(grad_u_LW))
     return grad_o_LW, grad_u_LW

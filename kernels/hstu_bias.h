@@ -73,7 +73,7 @@ public:
             const auto [oldest, newest] = std::minmax_element(timestamps_ + column, timestamps_ + column + WIDTH);
             blocks_[column / WIDTH] = {*oldest, *newest};
             for (int j = column; j < column + WIDTH; ++j)
-                ages_[j] = int32_t(std::min(*newest - timestamps_[j], MOST_SECONDS));
+                ages_[j] = int32_t(std::min<uint64_t>(uint64_t(*newest) - uint64_t(timestamps_[j]), MOST_SECONDS));
         }
     }
 
@@ -131,6 +131,12 @@ private:
 
     int position(int row) const { return std::min(row, history_end_); }
 
+    // From a time to the row's next one. Times that no int64 tells apart give a wrong bucket, but one of the table's.
+    int64_t gap(int row, int64_t time) const {
+        constexpr int64_t MOST = int64_t(1) << 62;  // far beyond the last threshold
+        return std::clamp(int64_t(uint64_t(next_timestamps_[row]) - uint64_t(time)), -MOST, MOST);
+    }
+
     void fill_position(const Tile& tile) {
         for (int i = 0; i < tile.rows; ++i) {
             const float* nearest = problem_.position_weight + problem_.max_len - 1 - position(tile.row + i);
@@ -162,8 +168,7 @@ private:
     // logarithmic, so that the nearest and the farthest of these columns are in one bucket, or a few apart.
     Vector time_bias(int row, int column, int place) {
         const Block& block = blocks_[column / WIDTH];
-        const int64_t since_newest = next_timestamps_[row] - block.newest;
-        const int64_t since_oldest = next_timestamps_[row] - block.oldest;
+        const int64_t since_newest = gap(row, block.newest), since_oldest = gap(row, block.oldest);
         const int64_t farthest = std::max(std::abs(since_newest), std::abs(since_oldest));
         const int first = buckets_.of(since_newest > 0 ? since_newest : since_oldest < 0 ? -since_oldest : 0);
         const int last = buckets_.of(farthest);
@@ -195,7 +200,7 @@ private:
     Vector look_up(int row, int column, uint8_t* buckets) const {
         Vector bias;
         for (int lane = 0; lane < WIDTH; ++lane) {
-            buckets[lane] = uint8_t(buckets_.of(std::abs(next_timestamps_[row] - timestamps_[column + lane])));
+            buckets[lane] = uint8_t(buckets_.of(std::abs(gap(row, timestamps_[column + lane]))));
             bias[lane] = problem_.time_weight[buckets[lane]];
         }
         return bias;

@@ -283,7 +283,7 @@ public:
           num_threads_(std::max<int64_t>(1, std::min(problem.num_threads, num_chunks_ * heads_apart_))),
           arena_(memory),
           buckets_(arena_),
-          table_size_(wants_tables ? 2 * problem.max_len - 1 + NUM_BUCKETS : 0),
+          table_size_(wants_tables ? NUM_BUCKETS + (problem.position_weight ? 2 * problem.max_len - 1 : 0) : 0),
           tables_(arena_.template take<double>(num_chunks_ * table_size_)) {
         Arena counted(nullptr);
         Pass pass(counted, problem, buckets_, longest_);
@@ -344,13 +344,14 @@ using namespace hstuflow;
 
 extern "C" {
 
-// How many floats of memory a call needs; the memory must start at a multiple of 64 bytes.
+// How many floats of memory a call needs, -1 where the problem does not fit; the memory must start at a multiple of 64
+// bytes.
 int64_t hstu_attention_forward_workspace(const Problem* problem) {
-    return Call<Forward>(*problem, false, nullptr).workspace();
+    return problem->fits() ? Call<Forward>(*problem, false, nullptr).workspace() : -1;
 }
 
 int64_t hstu_attention_backward_workspace(const Problem* problem) {
-    return Call<Backward>(*problem, true, nullptr).workspace();
+    return problem->fits() ? Call<Backward>(*problem, true, nullptr).workspace() : -1;
 }
 
 // Writes all of `output`, contiguous (L, H, Dv).

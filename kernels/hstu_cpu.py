@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels import cpu_library, hstu_torch
 from kernels.arguments import Arguments, Gradients, Wants
-from kernels.cpu_library import pointer
+from kernels.cpu_library import empty_float32, pointer
 from kernels.time_buckets import TIME_THRESHOLDS
 
 
@@ -24,7 +24,7 @@ def forward(q_LHD: Tensor, k_LHD: Tensor, v_LHV: Tensor, arguments: Arguments) -
     if q_LHD.dtype == torch.float64:
         return hstu_torch.forward(q_LHD, k_LHD, v_LHV, arguments)
     call = _Call(q_LHD, k_LHD, v_LHV, arguments)
-    output_LHV = torch.empty(v_LHV.shape)
+    output_LHV = empty_float32(*v_LHV.shape)
     workspace = _workspace(_library().hstu_attention_forward_workspace(call.problem))
     _library().hstu_attention_forward(call.problem, pointer(workspace), pointer(output_LHV))
     return output_LHV.to(v_LHV.dtype)
@@ -42,7 +42,7 @@ def backward(
         table if is_wanted else None
         for table, is_wanted in zip((bias.position_weight, bias.time_weight), wants, strict=True)
     ]
-    gradients = [None if x is None else torch.empty(x.shape) for x in (q_LHD, k_LHD, v_LHV, *wanted)]
+    gradients = [None if x is None else empty_float32(*x.shape) for x in (q_LHD, k_LHD, v_LHV, *wanted)]
     workspace = _workspace(_library().hstu_attention_backward_workspace(call.problem))
     outputs = _Outputs(*(pointer(x) for x in gradients))
     _library().hstu_attention_backward(call.problem, _HeadRows.of(grad_LHV), pointer(workspace), outputs)
@@ -66,7 +66,7 @@ class _Problem(ctypes.Structure):
         *((name, _HeadRows) for name in ("q", "k", "v")),
         *((name, ctypes.c_void_p) for name in ("offsets", "num_targets", "position_weight", "time_weight")),
         *((name, ctypes.c_void_p) for name in ("timestamps", "next_timestamps", "thresholds")),
-        *((name, ctypes.c_int64) for name in ("num_sequences", "num_heads", "dim_qk", "dim_v")),
+        *((name, ctypes.c_int64) for name in ("num_rows", "num_sequences", "num_heads", "dim_qk", "dim_v")),
         *((name, ctypes.c_int64) for name in ("max_len", "num_context", "window", "num_threads")),
         ("alpha", ctypes.c_float),
     )
@@ -91,7 +91,7 @@ class _Call:
         self.problem = _Problem(
             *map(_HeadRows.of, rows),
             *map(pointer, (*integers[:2], *tables, *integers[2:], _thresholds())),
-            *(len(arguments.offsets) - 1, *q_LHD.shape[1:], v_LHV.shape[2]),
+            *(len(q_LHD), len(arguments.offsets) - 1, *q_LHD.shape[1:], v_LHV.shape[2]),
             *(arguments.max_len, arguments.num_context, arguments.window, torch.get_num_threads()),
             arguments.alpha,
         )
@@ -104,12 +104,14 @@ def _single(x_LHD: Tensor) -> Tensor:
 
 
 def _workspace(num_floats: int) -> Tensor:
-    return torch.empty(num_floats)
+    if num_floats < 0:  # what hstu_attention checks is not known to a compiler, and numpy can change it later
+        raise ValueError("offsets and num_targets do not fit q and max_len, or a sequence is beyond 2^31 floats a head")
+    return empty_float32(num_floats)
 
 
 @cache
 def _thresholds() -> Tensor:
-    return torch.tensor(TIME_THRESHOLDS, dtype=torch.int64)
+    return torch.tensor(TIME_THRESHOLDS, dtype=torch.int64, device="cpu")
 
 
 @cache

@@ -27,10 +27,23 @@ struct Problem {
     const int64_t* timestamps;       // (L,)
     const int64_t* next_timestamps;  // (L,)
     const int64_t* thresholds;       // (NUM_BUCKETS - 1,), see kernels/time_buckets.py
-    int64_t num_sequences, num_heads, dim_qk, dim_v, max_len, num_context, window, num_threads;
+    int64_t num_rows, num_sequences, num_heads, dim_qk, dim_v, max_len, num_context, window, num_threads;
     float alpha;
 
     bool has_bias() const { return position_weight || time_weight; }
+
+    // Whether all rows that the offsets name are there, every sequence holds its context and its targets, and what is
+    // packed of it is counted by an int.
+    bool fits() const {
+        const int64_t most = std::min(max_len, std::numeric_limits<int>::max() / (std::max(dim_qk, dim_v) + 64) - 64);
+        for (int64_t b = 0; b < num_sequences; ++b) {
+            if (offsets[b] < 0 || offsets[b + 1] < offsets[b] || offsets[b + 1] > num_rows) return false;
+            const int64_t length = offsets[b + 1] - offsets[b], targets = num_targets ? num_targets[b] : 0;
+            if (length > most) return false;
+            if (length && (targets < 0 || targets > length || num_context > length - targets)) return false;
+        }
+        return offsets[0] == 0 && offsets[num_sequences] == num_rows;
+    }
 };
 
 constexpr int NUM_BUCKETS = 129;
@@ -139,7 +152,7 @@ private:
     bool sees_everything(const Tile& tile) const {
         const int first_row = ids_[tile.row], last_row = ids_[tile.row + tile.rows - 1];
         const int first_column = ids_[tile.column], last_column = ids_[tile.column + tile.columns - 1];
-        return tile.columns == TILE && first_row > last_column && last_row - first_column <= window_;
+        return first_row > last_column && last_row - first_column <= window_;
     }
 
     int32_t* ids_;

@@ -9,6 +9,7 @@ Shapes: L rows of the batch, H heads, D and V head widths, T tiles.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from kernels.gpu.batch_tiles import BatchTiles
 from kernels.gpu.bias import Bias
 from kernels.gpu.bias_gradients import TABLE_SIZE, Partials, Walk, bias_backward
 from kernels.gpu.bias_sums import BiasSums, Diagonals
-from kernels.gpu.tile_shapes import MAX_WIDTH, Pass, TileShape, architecture_family, tile_shape
+from kernels.gpu.tile_shapes import MAX_ROWS, MAX_WIDTH, Pass, TileShape, architecture_family, tile_shape
 from kernels.gpu.tiles import Batch, Rows
 
 
@@ -37,9 +38,9 @@ def forward(q_LHD: Tensor, k_LHD: Tensor, v_LHV: Tensor, arguments: Arguments) -
     if output_LHV.numel() == 0:
         return output_LHV
     call = _Call(q_LHD, k_LHD, v_LHV, arguments)
-    shape = call.shape("forward")
-    tiles = call.tiles.longest_first(shape.block_m, last_tile_first=True)
     with torch.cuda.device_of(q_LHD):
+        shape = call.shape("forward")
+        tiles = call.tiles.longest_first(shape.block_m, last_tile_first=True)
         attention_forward[len(tiles) * call.num_heads,](
             *call.rows(output_LHV),
             call.batch(tiles),
@@ -138,7 +139,7 @@ class _Call:
         """H."""
         return self.q_LHD.shape[1]
 
-    @property
+    @cached_property
     def tiles(self) -> BatchTiles:
         """What depends on the batch alone: shared by the layers of a model, forward and backward."""
         bias, offsets, num_targets = self.arguments.bias, self.arguments.offsets, self.arguments.num_targets
@@ -156,13 +157,14 @@ class _Call:
 
     def rows(self, *others: Tensor) -> list[Rows]:
         """Return q, k, v and others."""
-        contiguous = (x if x.stride(2) == 1 else x.contiguous() for x in (self.q_LHD, self.k_LHD, self.v_LHV, *others))
-        return [Rows(x, x.stride(0), x.stride(1)) for x in contiguous]
+        dense = (_dense_rows(x) for x in (self.q_LHD, self.k_LHD, self.v_LHV, *others))
+        return [Rows(x, x.stride(0), x.stride(1)) for x in dense]
 
     def batch(self, tiles: Tensor) -> Batch:
         """Return the batch with the list of tiles to launch."""
         arguments = self.arguments
-        window = arguments.window or arguments.max_len
+        # No ids lie further apart than max_len, and the kernels add the window to an id in int32.
+        window = min(arguments.window or arguments.max_len, arguments.max_len)
         return Batch(arguments.offsets, arguments.num_targets, tiles, arguments.num_context, window)
 
     def bias(self, *, held: str, streamed: str, block: int | None) -> Bias:
@@ -190,9 +192,10 @@ class _Call:
         NVIDIA's matrix units take TF32 at most. Three of those products make one that is exact to about 2^-22, while
         float32 arithmetic without them spills kilobytes of registers for tiles of any useful size.
         """
-        if torch.backends.cuda.matmul.allow_tf32:
-            return "tf32"
-        return "tf32x3" if _is_nvidia() else "ieee"
+        if not _is_nvidia():
+            return "ieee"  # of AMD's, only gfx942 takes anything else
+        # Not allow_tf32, which raises where fp32_precision was set.
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
     def constants(self, shape: TileShape) -> dict[str, Any]:
         """Return the numbers that all kernels take, and how they are to be compiled."""
@@ -216,6 +219,11 @@ class _Call:
 def _is_taken(q_LHD: Tensor, v_LHV: Tensor) -> bool:
     """Whether the kernels take these; the torch backend takes float64 and heads too wide for a tile's registers."""
     return q_LHD.dtype != torch.float64 and max(q_LHD.shape[2], v_LHV.shape[2]) <= MAX_WIDTH
+
+
+def _dense_rows(x_LHD: Tensor) -> Tensor:
+    """Return x, copied where a row's elements are not side by side, or rows too far apart for int32 in a tile."""
+    return x_LHD if x_LHD.stride(2) == 1 and x_LHD.stride(0) * MAX_ROWS < 2**31 else x_LHD.contiguous()
 
 
 def _padded(x_LHD: Tensor) -> int:

@@ -58,9 +58,11 @@ def sampled_softmax(
         wants_gradients: False returns the losses only.
 
     Raises:
+        ValueError: shapes or dtypes do not fit together.
         IndexError: an item is no row of the table.
     """
     (num_rows, num_samples), (table_rows, width) = items_MC.shape, table_XD.shape
+    _check(y_MD, positives_MD, table_XD, targets_M, items_MC)
     y, positives, table = (_fill_up(x.detach()) for x in (y_MD, positives_MD, table_XD))
     targets, items = targets_M.contiguous(), items_MC.contiguous()
     losses = y.new_empty(num_rows)
@@ -78,6 +80,16 @@ def sampled_softmax(
         raise IndexError(f"an item is no row of a table of {table_rows}")
     _, *gradients = outputs
     return losses, SampledGradients(*(x[:, :width] for x in gradients if x is not None)) if wants_gradients else None
+
+
+def _check(y_MD: Tensor, positives_MD: Tensor, table_XD: Tensor, targets_M: Tensor, items_MC: Tensor) -> None:
+    expected = len(items_MC), table_XD.shape[1]
+    if y_MD.shape != expected or positives_MD.shape != expected or targets_M.shape != expected[:1]:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (y_MD, positives_MD, table_XD, targets_M, items_MC))
+        raise ValueError(f"y, positives, table, targets, items have shapes {shapes}, do not fit together")
+    vectors, numbers = {x.dtype for x in (y_MD, positives_MD, table_XD)}, {targets_M.dtype, items_MC.dtype}
+    if vectors != {torch.float32} or numbers != {torch.int64}:
+        raise ValueError(f"vectors are {vectors}, targets and items {numbers}, expected float32 and int64")
 
 
 def _fill_up(x: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from kernels import cpu_library
 from kernels.choice import choose_backend
-from kernels.cpu_library import pointer
+from kernels.cpu_library import empty_float32, pointer
 from kernels.cpu_rows import Rows
+from kernels.once_differentiable import refuse_second_derivative
 
 
 def silu_split(h_LC: Tensor, widths: Sequence[int], *, backend: str = "auto") -> Sequence[Tensor]:
@@ -39,7 +40,7 @@ def silu_split(h_LC: Tensor, widths: Sequence[int], *, backend: str = "auto") ->
 
 
 def _forward(h: Tensor, widths: list[int]) -> list[Tensor]:
-    parts = [torch.empty(len(h), width) for width in widths]
+    parts = [empty_float32(len(h), width) for width in widths]
     outputs = (ctypes.c_void_p * len(parts))(*(part.data_ptr() for part in parts))
     _library().hstu_silu_split_forward(Rows(h), len(h), *_list(widths), torch.get_num_threads(), outputs)
     return parts
@@ -50,7 +51,7 @@ def _forward_shapes(h: Tensor, widths: list[int]) -> list[Tensor]:
 
 
 def _backward(grads: list[Tensor], h: Tensor) -> Tensor:
-    grad_h = torch.empty(h.shape)
+    grad_h = empty_float32(*h.shape)
     rows = [Rows(grad) for grad in grads]
     widths = _list([grad.shape[1] for grad in grads])
     _library().hstu_silu_split_backward(
@@ -96,3 +97,4 @@ for _name, _run, _shapes in (
     _LIBRARY.impl(_name, _run, "CPU")
     torch.library.register_fake(f"hstuflow::{_name}", _shapes, lib=_LIBRARY)
 torch.library.register_autograd("hstuflow::silu_split", _differentiate, setup_context=_keep, lib=_LIBRARY)
+torch.library.register_autograd("hstuflow::silu_split_backward", refuse_second_derivative, lib=_LIBRARY)

@@ -13,6 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
+from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
+
 from kernels.choice import is_interpreted
 
 TESTS = Path(__file__).parent
@@ -33,3 +37,48 @@ def run_interpreted(file: str) -> None:
     last_line = done.stdout.strip().rsplit("\n", 1)[-1]
     # Neither skipped nor deselected nor expected to fail: an interpreter takes any kernel.
     assert done.returncode == 0 and re.fullmatch(r"\d+ passed in .*", last_line), done.stdout  # noqa: PT018
+
+
+def refuse_foreign_addresses(monkeypatch):
+    """Make interpreted kernels fail where they load or store outside of the tensors they were launched with.
+
+    A GPU faults only where the page is nobody's, and the interpreter hardly ever.
+    """
+    owned: list[tuple[int, int]] = []  # first address, and the one past the last
+    prepare = GridExecutor._init_args_hst
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def prepared(self, arguments, options):
+        owned[:] = _extents((arguments, *options.values()))
+        return prepare(self, arguments, options)
+
+    def check(pointers, mask):
+        places = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)].astype(np.int64)
+        size = pointers.dtype.scalar.element_ty.primitive_bitwidth // 8
+        inside = np.zeros(places.shape, dtype=bool)
+        for first, end in owned:
+            inside |= (first <= places) & (places + size <= end)
+        if not inside.all():
+            raise IndexError(f"{(~inside).sum()} addresses lie in none of the kernel's tensors")
+
+    def checked_load(self, pointers, mask, *rest):
+        check(pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def checked_store(self, pointers, values, mask, *rest):
+        check(pointers, mask)
+        return store(self, pointers, values, mask, *rest)
+
+    monkeypatch.setattr(GridExecutor, "_init_args_hst", prepared)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", checked_load)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", checked_store)
+
+
+def _extents(argument):
+    """Return (first address, the one past the last) of each tensor in nested tuples; they are on the CPU."""
+    if isinstance(argument, tuple | list):
+        return [extent for member in argument for extent in _extents(member)]
+    if not isinstance(argument, torch.Tensor) or argument.numel() == 0:
+        return []
+    last = sum((size - 1) * stride for size, stride in zip(argument.shape, argument.stride(), strict=True))
+    return [(argument.data_ptr(), argument.data_ptr() + (last + 1) * argument.itemsize)]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import cycle, pairwise, product
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -119,6 +120,13 @@ def test_heads_of_any_width_equal_the_reference(backend, widths):
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0], [1], [16], [64], [65], [128, 129], [1] * 70], ids=str)
 def test_lengths_at_the_edges_of_tiles_equal_the_reference(backend, lengths):
     assert_equals_reference(make_problem(lengths), backend)
+
+
+@pytest.mark.parametrize("num_context", [64, 70, 130])
+@pytest.mark.parametrize("window", [0, 20])
+def test_context_longer_than_a_tile_equals_the_reference(backend, num_context, window):
+    lengths = [211, 0, num_context, num_context + 1, 150]
+    assert_equals_reference(make_problem(lengths, targets=True, num_context=num_context, window=window), backend)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -256,6 +264,37 @@ def test_buckets_that_are_not_kept_give_the_same_result(monkeypatch):
     kept = problem.output_and_gradients("torch")
     monkeypatch.setattr("kernels.hstu_torch_bias._MAX_KEPT", 0)
     assert_close(problem.output_and_gradients("torch"), kept, 0.0)
+
+
+def test_max_len_alone_costs_no_memory():
+    """The divisor of a model without bias may be far above what it ever sees."""
+    skip_unless_it_runs("cpu")
+    problem = make_problem([5] * 64, bias="none", max_len=10**12).to(torch.float32)
+    assert_close(problem.output_and_gradients("cpu"), problem.output_and_gradients("torch"), 1e-5)
+
+
+@pytest.mark.parametrize("changed", [[0, 40, 30], [0, -5, 30], [3, 10, 30], [0, 10, 29], [0, 30, 30]], ids=str)
+def test_offsets_changed_behind_the_back_of_torch_read_no_memory_of_others(changed):
+    """numpy's writes are not counted as changes, so the batch is not checked again; the last is just too long."""
+    skip_unless_it_runs("cpu")
+    offsets = np.array([0, 10, 30])
+    problem = replace(make_problem([10, 20], max_len=25).to(torch.float32), offsets=torch.from_numpy(offsets))
+    problem.run("cpu")
+    offsets[:] = changed
+    with pytest.raises(ValueError, match="do not fit q"):
+        problem.run("cpu")
+
+
+def test_times_further_apart_than_int64_tells_still_take_an_entry_of_the_table():
+    skip_unless_it_runs("cpu")
+    most = 2**63 - 1
+    problem = make_problem([20, 20], bias="time").to(torch.float32)
+    for time, next_time in ((-1, most), (-most - 1, 0), (-most - 1, most), (0, most)):
+        times = torch.full((40,), time), torch.full((40,), next_time)
+        times[0][::3] = 0
+        found = replace(problem, timestamps=times[0], next_timestamps=times[1]).output_and_gradients("cpu")
+        assert all(tensor.isfinite().all() for tensor in found.values())
+        assert found["output"].abs().max() <= 100
 
 
 # ---- what must not matter

@@ -52,6 +52,8 @@ def bias_with(**changes):
     ("changes", "message"),
     [
         ({"q": torch.zeros(4, 2)}, r"q has shape \(4, 2\)"),
+        ({"q": torch.zeros(4, 0, 2)}, r"q has shape \(4, 0, 2\), expected .* at least 1"),
+        ({"v": torch.zeros(4, 1, 0)}, r"v has shape \(4, 1, 0\), expected .* at least 1"),
         ({"q": torch.zeros(4, 1, 2, dtype=torch.int64)}, "q is torch.int64"),
         ({"k": torch.zeros(4, 1, 2, dtype=torch.float64)}, "k is torch.float64"),
         ({"k": torch.zeros(4, 1, 3)}, "q, k, v have shapes"),
@@ -61,6 +63,7 @@ def bias_with(**changes):
         ({"offsets": torch.tensor([1, 4])}, "rise from 0 to L = 4"),
         ({"offsets": torch.tensor([0, 5, 4])}, "rise from 0 to L = 4"),
         ({"max_len": 3}, "4 rows, more than max_len = 3"),
+        ({"max_len": 0}, "max_len is 0"),
         ({"window": -1}, "window is -1"),
         ({"num_context": -1}, "num_context is -1"),
         ({"num_context": 5}, "shorter than its 5 context rows"),

@@ -150,6 +150,29 @@ def test_a_user_without_a_home_is_told_what_to_set(workshop, monkeypatch):
     assert refusal() == "no place to keep the library: no home directory (name one in XDG_CACHE_HOME)"
 
 
+def test_a_folder_that_all_may_write_to_is_not_loaded_from(workshop):
+    cpu_library.load()
+    (workshop.cache / "hstuflow").chmod(0o777)
+    workshop.start_anew()
+    assert f"other users can write to {workshop.cache / 'hstuflow'}" in refusal()
+
+
+def test_a_folder_of_another_user_is_not_loaded_from(workshop, monkeypatch):
+    cpu_library.load()
+    user = os.getuid()
+    if user == 0:
+        os.chown(workshop.cache / "hstuflow", 12_345, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    workshop.start_anew()
+    assert "other users can write to" in refusal()
+
+
+def test_a_command_that_cannot_be_split_is_named(workshop, monkeypatch):
+    monkeypatch.setenv("CXX", "'g++")
+    assert "'g++" in refusal()
+
+
 def test_a_library_that_does_not_load_is_a_reason_too(workshop):
     kept = cpu_library._built()
     kept.write_bytes(b"not a library")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from importlib import import_module
 from itertools import product
 
 import pytest
@@ -149,6 +150,24 @@ def test_backends_give_the_same_training_gradients_dropout_included():
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for found, (name, gradient) in product(gradients[1:], gradients[0].items()):
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_every_operator_of_a_layer_takes_the_backend_of_the_settings(monkeypatch):
+    called = []
+    cpp = [("silu_split", "_library"), ("hstu_cpu", "forward"), ("gated_norm_cpu", "forward")]
+    plain = [("hstu_torch", "forward"), ("gated_norm_torch", "forward")]
+    for place in [*cpp, *plain]:
+        note_calls(monkeypatch, called, *place)
+    for backend, expected in (("torch", plain), ("cpu", cpp)):
+        called.clear()
+        build(backend=backend).eval()(made_batch([5, 3]))
+        assert called == 2 * expected  # two layers
+
+
+def note_calls(monkeypatch, called, module_name, name):
+    module = import_module(f"kernels.{module_name}")
+    original = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *a: called.append((module_name, name)) or original(*a))
 
 
 def test_dropout_acts_in_training_only():

@@ -131,6 +131,31 @@ def test_an_item_outside_the_table_is_an_error(item):
         fused(y, table, targets, samples, scale=20.0)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"y_MD": torch.zeros(4, 2)},
+        {"positives_MD": torch.zeros(3, 3)},
+        {"table_XD": torch.zeros(5, 2)},
+        {"targets_M": torch.zeros(3, dtype=torch.int64)},
+        {"items_MC": torch.zeros(4, 2, dtype=torch.int32)},
+        {"table_XD": torch.zeros(5, 3, dtype=torch.float64)},
+    ],
+    ids=lambda change: "".join(change),
+)
+def test_tensors_that_do_not_fit_together_are_refused(change):
+    fitting = {
+        "y_MD": torch.zeros(4, 3),
+        "positives_MD": torch.zeros(4, 3),
+        "table_XD": torch.zeros(5, 3),
+        "targets_M": torch.zeros(4, dtype=torch.int64),
+        "items_MC": torch.zeros(4, 2, dtype=torch.int64),
+    }
+    sampled_softmax(**fitting, scale=1.0, weight=1.0, wants_gradients=True)
+    with pytest.raises(ValueError, match=r"do not fit together|expected float32 and int64"):
+        sampled_softmax(**(fitting | change), scale=1.0, weight=1.0, wants_gradients=True)
+
+
 def loss_and_gradients(y, table, targets, samples):
     y, table = (x.float().requires_grad_() for x in (y, table))
     loss = softmax_loss(y, table[targets], table, SampledPerRow(targets, samples), 0.05)

@@ -10,7 +10,7 @@ import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_attention import YEAR, make_problem
-from made_interpreted import DEVICE
+from made_interpreted import DEVICE, refuse_foreign_addresses
 
 from kernels import RelativeBias, hstu_attention, hstu_triton
 from kernels.gpu.bias import bucket_of
@@ -32,6 +32,11 @@ def _fresh_tensors_hold_nan(monkeypatch):
         return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
 
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+
+
+@pytest.fixture(autouse=True)
+def _only_the_arguments_are_read_and_written(monkeypatch):
+    refuse_foreign_addresses(monkeypatch)
 
 
 @pytest.fixture
@@ -118,7 +123,8 @@ def test_visited_tiles_hold_every_visible_pair_once_and_whole_ones_nothing_else(
                 assert masked[x] + whole[x] == 1
             if whole[x]:
                 assert columns.all()
-        assert masked[len(mask) // streamed + 1 :].sum() + whole[len(mask) // streamed + 1 :].sum() == 0
+        num_tiles = -(-n // streamed)
+        assert masked[num_tiles:].sum() + whole[num_tiles:].sum() == 0
 
 
 # ---- time buckets
@@ -155,9 +161,10 @@ CASES = {  # pairs of mask, bias, widths and tile; lengths are odd, empty, whole
     "both": {"lengths": [211, 0, 33], "widths": (1, 32, 25), "tile": (128, 32)},
     "heads": {"lengths": [40, 9], "widths": (8, 16, 16), "targets": True},
     "targets": {"lengths": [0, 130, 33, 7], "widths": (1, 64, 64), "targets": True},
-    "many targets": {"lengths": [120, 50], "counts": [90, 50], "widths": (1, 25, 16), "tile": (32, 32)},
+    "many targets": {"lengths": [0, 120, 50], "counts": [3, 90, 50], "widths": (1, 25, 16), "tile": (32, 32)},
     "context": {"lengths": [100, 0, 64, 5], "bias": "position", "widths": (1, 16, 50), "num_context": 5},
     "much context": {"lengths": [100, 75], "widths": (1, 25, 25), "num_context": 70},
+    "much context, window": {"lengths": [150, 75], "num_context": 70, "window": 20, "tile": (32, 32)},
     "window": {"lengths": [150, 7], "bias": "position", "widths": (1, 50, 25), "window": 20, "tile": (32, 32)},
     "window of one": {"lengths": [65, 0, 90], "bias": "time", "widths": (2, 16, 16), "window": 1},
     "context, window": {"lengths": [150, 64], "bias": "none", "num_context": 3, "window": 30, "tile": (32, 64)},
@@ -196,6 +203,25 @@ def test_output_and_gradients_at_the_edges(lengths):
         assert not any(tensor.any() for tensor in results.values())
     else:
         assert_equals_reference(problem)
+
+
+def test_sequences_as_long_as_the_model_takes():
+    assert_equals_reference(make_problem([5, 70], targets=True, max_len=70))
+
+
+def test_the_widest_window_in_int32():
+    assert_equals_reference(make_problem([70, 20], targets=True, window=2**31 - 1))
+
+
+@pytest.mark.parametrize("strides", [(16, 2**30), (2**26, 16)], ids=["heads", "rows"])
+def test_heads_and_rows_beyond_2_31_elements_are_found(strides):
+    x = torch.randn(40, 3, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    num_elements = 39 * strides[0] + 2 * strides[1] + 16
+    storage = torch.UntypedStorage(4 * num_elements, device=DEVICE)  # gigabytes of addresses, hardly any touched
+    far = torch.tensor([], device=DEVICE).set_(storage, 0, x.shape, (*strides, 1)).copy_(x)
+    offsets = torch.tensor([0, 40], device=DEVICE)
+    expected = hstu_attention(x, x, x, offsets, max_len=40, backend="triton")
+    assert torch.equal(hstu_attention(far, x, x, offsets, max_len=40, backend="triton"), expected)
 
 
 @pytest.mark.parametrize(("width", "dtype"), [(16, torch.float64), (300, FLOAT32)])

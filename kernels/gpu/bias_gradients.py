@@ -151,7 +151,7 @@ def _grad_scores(
     v_NV = load_tile(v, sequence, head, first_column, WIDTH_V, BLOCK, BLOCK_V)
     s = multiply(q_MD, tl.trans(k_ND), PRECISION) * alpha
     if bias.position_weight is not None:
-        s = add_position_bias(s, bias, i, j, sequence)
+        s = add_position_bias(s, bias, i, tl.maximum(j, 0), sequence)  # the table ends at the first key's place
     if bias.time_weight is not None:
         rows = load_times(bias.held_times, sequence, first, BLOCK)
         columns = load_times(bias.streamed_times, sequence, first_column, BLOCK)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 Pass = Literal["forward", "keys", "queries", "bias"]
-MAX_WIDTH = 256
+MAX_WIDTH, MAX_ROWS = 256, 128  # of a tile
 
 
 class TileShape(NamedTuple):
@@ -58,7 +58,7 @@ _FLOAT32: dict[Pass, tuple[TileShape, TileShape, TileShape]] = {
     "forward": (_T(32, 32, 8, 2), _T(16, 32, 4, 2), _T(16, 16, 4, 1)),
     "keys": (_T(32, 16, 4, 1), _T(16, 16, 4, 2), _T(16, 16, 4, 1)),
     "queries": (_T(32, 16, 4, 2), _T(16, 16, 4, 2), _T(16, 16, 4, 1)),
-    "bias": (_T(16, 16, 1, 1), _T(16, 16, 4, 1), _T(16, 16, 4, 1)),
+    "bias": (_T(16, 16, 4, 1), _T(16, 16, 4, 1), _T(16, 16, 4, 1)),
 }
 # Python's time for a tile hardly depends on its size.
 _INTERPRETED = _T(64, 64, 4, 1)

@@ -27,7 +27,7 @@ INTERPRETED = tl.constexpr(is_interpreted())
 
 
 class Rows(NamedTuple):
-    """A (L, H, D) tensor whose last dimension is contiguous."""
+    """A (L, H, D) tensor with the last dimension contiguous and fewer than 2^31 elements from a tile's end to end."""
 
     pointer: tl.tensor
     row_stride: tl.tensor
@@ -152,7 +152,7 @@ def visited_tile(visits, x):
 def load_tile(rows, sequence, head, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
     """Return (BLOCK, BLOCK_WIDTH) from position `first` on; zeros outside the sequence."""
     row, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_WIDTH)[None, :]
-    corner = rows.pointer + (sequence.start + first) * rows.row_stride + head * rows.head_stride
+    corner = rows.pointer + (sequence.start + first) * rows.row_stride + head.to(tl.int64) * rows.head_stride
     inside = (first + row >= 0) & (first + row < sequence.length)
     if WIDTH < BLOCK_WIDTH:
         inside = inside & (column < WIDTH)
@@ -163,7 +163,7 @@ def load_tile(rows, sequence, head, first, WIDTH: tl.constexpr, BLOCK: tl.conste
 def store_tile(tile, rows, sequence, head, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
     """Write what `load_tile` would read, in the tensor's dtype."""
     row, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_WIDTH)[None, :]
-    corner = rows.pointer + (sequence.start + first) * rows.row_stride + head * rows.head_stride
+    corner = rows.pointer + (sequence.start + first) * rows.row_stride + head.to(tl.int64) * rows.head_stride
     inside = (first + row < sequence.length) & (column < WIDTH)
     tl.store(corner + row * rows.row_stride + column, rounded(tile, rows.pointer.dtype.element_ty), mask=inside)
 
