@@ -109,9 +109,8 @@ def make_version(version: Version, problem: Problem) -> measuring.Version:
         batch = problem.batch if version.is_kept else problem.fresh_batch()
         bias = problem.bias_of(batch, version.bias)
         attend = partial(attend_batch, *problem.qkv, batch.offsets, max_len=problem.max_len, bias=bias)
-        if version.is_kept:
-            with torch.no_grad():
-                attend()
+        if version.is_kept:  # the backward pass keeps lists of its own
+            attend().backward(problem.grad)
         return attend
 
     leaves = [*problem.qkv, problem.position_weight, problem.time_weight]
@@ -140,10 +139,15 @@ def _forward_and_backward(
     prepare: Callable[[], Callable[[], Tensor]], leaves: Sequence[Tensor], grad: Tensor, mark: measuring.Mark
 ) -> None:
     attend = prepare()
+    _forget_gradients(leaves)
     mark()
     o = attend()
     mark()
     o.backward(grad)
     mark()
+    _forget_gradients(leaves)
+
+
+def _forget_gradients(leaves: Sequence[Tensor]) -> None:
     for leaf in leaves:
         leaf.grad = None

@@ -99,7 +99,7 @@ class TrainSettings(Section):
     seed: int = Field(ge=0)
     num_threads: int = Field(ge=1, description="CPU threads; two are 3-5x slower than one on a busy machine")
     backend: Literal["auto", "reference", "torch", "cpu", "triton"] = Field(
-        description="of kernels.hstu_attention; training says which and why"
+        description="of the kernels (kernels/choice.py); training says which and why"
     )
 
 

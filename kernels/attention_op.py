@@ -27,10 +27,13 @@ _ARGUMENTS = (
     " Tensor? next_timestamps, Tensor? num_targets, int max_len, float alpha, int num_context, int window, str backend"
 )
 _LIBRARY = torch.library.Library("hstuflow", "FRAGMENT")
-_LIBRARY.define(f"attention({_ARGUMENTS}) -> Tensor")
+# A CUDA graph would replay the first batch's lists of tiles.
+_TAGS = (torch.Tag.cudagraph_unsafe,)
+_LIBRARY.define(f"attention({_ARGUMENTS}) -> Tensor", tags=_TAGS)
 _LIBRARY.define(
     f"attention_backward(Tensor grad, {_ARGUMENTS}, bool wants_position, bool wants_time)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=_TAGS,
 )
 
 

@@ -16,7 +16,7 @@ from typing import Literal, cast
 
 import torch
 
-from kernels import cpu_library
+from kernels.cpu import library as cpu_library
 
 Backend = Literal["reference", "torch", "cpu", "triton"]
 BACKENDS = ("auto", "reference", "torch", "cpu", "triton")

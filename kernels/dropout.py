@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import cpu_library
 from kernels.choice import choose_backend
-from kernels.cpu_library import empty_float32, pointer
-from kernels.cpu_rows import Rows
+from kernels.cpu import library as cpu_library
+from kernels.cpu.library import empty_float32, pointer
+from kernels.cpu.rows import Rows
 from kernels.dropout_mask import draw_seed, dropout_mask, threshold_of
 
 

@@ -1,4 +1,4 @@
-"""The gated norm in C++ (gated_norm_cpu.cpp), for float32; other dtypes take the torch backend: the mask is the same.
+"""The gated norm in C++ (cpu/gated_norm.cpp), for float32; other dtypes take the torch backend: the mask is the same.
 
 14,000 x 50 elements on one core: 1.4 ms forward and 2.3 backward, in torch 4.3 and 4.9.
 
@@ -13,9 +13,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kernels import cpu_library, gated_norm_torch
-from kernels.cpu_library import empty_float32, pointer
-from kernels.cpu_rows import Rows
+from kernels import gated_norm_torch
+from kernels.cpu import library as cpu_library
+from kernels.cpu.library import empty_float32, pointer
+from kernels.cpu.rows import Rows
 from kernels.dropout_mask import threshold_of
 
 
@@ -42,7 +43,7 @@ def backward(
 
 
 class _Problem(ctypes.Structure):
-    """Problem in gated_norm_cpu.cpp."""
+    """Problem in cpu/gated_norm.cpp."""
 
     _fields_ = (
         *((name, Rows) for name in ("o", "u")),

@@ -1,4 +1,4 @@
-"""HSTU attention in C++ (hstu_cpu.cpp), single precision: called with pointers, strides and sizes.
+"""HSTU attention in C++ (cpu/attention.cpp), single precision: called with pointers, strides and sizes.
 
 bfloat16 and float16 are converted to float32 and back; float64 takes the torch backend.
 
@@ -13,9 +13,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kernels import cpu_library, hstu_torch
+from kernels import hstu_torch
 from kernels.arguments import Arguments, Gradients, Wants
-from kernels.cpu_library import empty_float32, pointer
+from kernels.cpu import library as cpu_library
+from kernels.cpu.library import empty_float32, pointer
 from kernels.time_buckets import TIME_THRESHOLDS
 
 
@@ -50,7 +51,7 @@ def backward(
 
 
 class _HeadRows(ctypes.Structure):
-    """HeadRows in hstu_problem.h."""
+    """HeadRows in attention_problem.h."""
 
     _fields_ = (("data", ctypes.c_void_p), ("row_stride", ctypes.c_int64), ("head_stride", ctypes.c_int64))
 
@@ -60,7 +61,7 @@ class _HeadRows(ctypes.Structure):
 
 
 class _Problem(ctypes.Structure):
-    """Problem in hstu_problem.h."""
+    """Problem in attention_problem.h."""
 
     _fields_ = (
         *((name, _HeadRows) for name in ("q", "k", "v")),
@@ -73,7 +74,7 @@ class _Problem(ctypes.Structure):
 
 
 class _Outputs(ctypes.Structure):
-    """Outputs in hstu_cpu.cpp."""
+    """Outputs in cpu/attention.cpp."""
 
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("q", "k", "v", "position_weight", "time_weight"))
 

@@ -39,6 +39,7 @@ def forward(q_LHD: Tensor, k_LHD: Tensor, v_LHV: Tensor, arguments: Arguments) -
         return output_LHV
     call = _Call(q_LHD, k_LHD, v_LHV, arguments)
     with torch.cuda.device_of(q_LHD):
+        _refuse_capture(q_LHD)
         shape = call.shape("forward")
         tiles = call.tiles.longest_first(shape.block_m, last_tile_first=True)
         attention_forward[len(tiles) * call.num_heads,](
@@ -66,6 +67,7 @@ def backward(
         return Gradients(grad_q, grad_k, grad_v, *tables)
     call = _Call(q_LHD, k_LHD, v_LHV, arguments)
     with torch.cuda.device_of(q_LHD):
+        _refuse_capture(q_LHD)
         _differentiate_keys(call, grad_LHV, grad_k, grad_v)
         _differentiate_queries(call, grad_LHV, grad_q)
         position, time = _differentiate_bias(call, grad_LHV, wants)
@@ -122,6 +124,13 @@ def _differentiate_bias(call: _Call, grad_LHV: Tensor, wants: Wants) -> tuple[Te
     return sums.gradients(arguments.max_len, call.q_LHD.dtype)
 
 
+def _refuse_capture(q_LHD: Tensor) -> None:
+    if q_LHD.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "hstu_attention cannot be captured in a CUDA graph: it would replay this batch's lists of tiles"
+        )
+
+
 _TILES: BatchMemo[BatchTiles] = BatchMemo()
 
 
@@ -153,7 +162,8 @@ class _Call:
         bias = self.arguments.bias
         has_bias = bias.position_weight is not None or bias.time_weight is not None
         width = max(_padded(self.q_LHD), _padded(self.v_LHV))
-        return tile_shape(_family(), kernel, width, self.q_LHD.itemsize, has_bias)
+        in_16_bytes = self.q_LHD.shape[2] % 8 == 0 and self.v_LHV.shape[2] % 8 == 0
+        return tile_shape(_family(), kernel, width, self.q_LHD.itemsize, has_bias=has_bias, in_16_bytes=in_16_bytes)
 
     def rows(self, *others: Tensor) -> list[Rows]:
         """Return q, k, v and others."""

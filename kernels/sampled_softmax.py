@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kernels import cpu_library
-from kernels.cpu_library import pointer
+from kernels.choice import choose_backend
+from kernels.cpu import library as cpu_library
+from kernels.cpu.library import pointer
 
 _WIDTHS = 16  # rows are filled up to a multiple of it: whole vectors in every instruction set
 
@@ -29,9 +30,9 @@ class SampledGradients(NamedTuple):
     table_XD: Tensor
 
 
-def can_fuse(y_MD: Tensor) -> bool:
-    """Whether `sampled_softmax` takes such rows here: float32 on a CPU, with a C++ compiler."""
-    return y_MD.device.type == "cpu" and y_MD.dtype == torch.float32 and not cpu_library.obstacle()
+def can_fuse(y_MD: Tensor, backend: str) -> bool:
+    """Whether `sampled_softmax` is what `backend` (see `kernels.choice`) means for such rows: float32 on a CPU."""
+    return y_MD.dtype == torch.float32 and choose_backend(y_MD.device, backend)[0] == "cpu"
 
 
 def sampled_softmax(

@@ -16,7 +16,7 @@ def test_auto_takes_the_fused_kernels_of_the_device_and_says_so(monkeypatch, dev
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_auto_takes_plain_torch_where_these_do_not_run_and_says_why(monkeypatch, device):
-    monkeypatch.setattr("kernels.cpu_library.obstacle", lambda: "no C++ compiler found")
+    monkeypatch.setattr("kernels.cpu.library.obstacle", lambda: "no C++ compiler found")
     monkeypatch.setattr("kernels.choice.find_spec", lambda _: None)
     name, reason = choose_backend(device, "auto")
     assert name == "torch"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kernels import choose_backend, cpu_library
+from kernels import choose_backend
+from kernels.cpu import library as cpu_library
 
 ROOT = Path(__file__).parent.parent
 

@@ -30,6 +30,7 @@ def launch_attention(width, dtype, bias, lengths=(300, 150)):
         (64, BFLOAT16, "position+time"),
         (128, BFLOAT16, "position+time"),
         (50, FLOAT32, "position+time"),
+        (50, BFLOAT16, "position+time"),
         (64, BFLOAT16, "none"),
         (128, BFLOAT16, "none"),
     ],

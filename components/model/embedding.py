@@ -6,28 +6,32 @@ Shapes: L events of the batch, B sequences, D embedding width, N max_len, X cata
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from kernels import dropout
 
+if TYPE_CHECKING:
+    from components.settings import TrainSettings
+
 
 class InputEmbedding(nn.Module):
     """item_embedding * sqrt(D) + position_embedding[p], then dropout; p = 0 is a sequence's oldest event."""
 
-    def __init__(self, num_items: int, dim: int, max_len: int, dropout: float) -> None:
+    def __init__(self, num_items: int, settings: TrainSettings) -> None:
         super().__init__()
-        self.item = nn.Embedding(num_items, dim)
-        self.position = nn.Parameter(torch.empty(max_len, dim))
-        self.dropout = dropout
+        self.item = nn.Embedding(num_items, settings.dim)
+        self.position = nn.Parameter(torch.empty(settings.max_len, settings.dim))
+        self.dropout, self.backend = settings.dropout, settings.backend
         nn.init.trunc_normal_(self.item.weight, std=0.02)
         nn.init.xavier_normal_(self.position)
 
     def forward(self, items: Tensor, offsets: Tensor) -> Tensor:
         """Return (L, D) for items (L,) int64 and offsets (B+1,) int64."""
         x_LD = self.item(items) * math.sqrt(self.item.embedding_dim) + self.position[positions(offsets, len(items))]
-        return dropout(x_LD, self.dropout, training=self.training)
+        return dropout(x_LD, self.dropout, training=self.training, backend=self.backend)
 
     def item_vectors(self) -> Tensor:
         """Return (X, D): the item embeddings as unit vectors."""

@@ -30,7 +30,7 @@ class HSTU(nn.Module):
 
     def __init__(self, settings: TrainSettings, num_items: int) -> None:
         super().__init__()
-        self.embedding = InputEmbedding(num_items, settings.dim, settings.max_len, settings.dropout)
+        self.embedding = InputEmbedding(num_items, settings)
         self.layers = nn.ModuleList(HSTULayer(settings) for _ in range(settings.num_blocks))
 
     def forward(self, batch: Batch) -> Tensor:

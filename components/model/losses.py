@@ -40,13 +40,14 @@ def make_loss(settings: TrainSettings, num_items: int) -> Loss:
     if settings.loss not in _COMPETITORS:
         raise SettingsError("no such loss", where="train", observed=settings.loss, expected=" | ".join(_COMPETITORS))
     choose, num_negatives = _COMPETITORS[settings.loss], settings.num_negatives
+    temperature, backend = settings.temperature, settings.backend
 
     def loss(y_LD: Tensor, items_XD: Tensor, targets_L: Tensor, generator: Generator | None = None) -> Tensor:
         positions = (targets_L >= 0).nonzero().squeeze(1)
         if len(positions) < len(targets_L):
             y_LD, targets_L = y_LD.index_select(0, positions), targets_L.index_select(0, positions)
         table, competitors = choose(items_XD, targets_L, num_items, num_negatives, generator)
-        return softmax_loss(y_LD, items_XD.index_select(0, targets_L), table, competitors, settings.temperature)
+        return softmax_loss(y_LD, items_XD.index_select(0, targets_L), table, competitors, temperature, backend)
 
     return loss
 

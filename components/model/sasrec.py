@@ -32,7 +32,7 @@ class SASRec(nn.Module):
     def __init__(self, settings: TrainSettings, num_items: int) -> None:
         super().__init__()
         self.num_heads = settings.num_heads
-        self.embedding = InputEmbedding(num_items, settings.dim, settings.max_len, settings.dropout)
+        self.embedding = InputEmbedding(num_items, settings)
         self.blocks = nn.ModuleList(SASRecBlock(settings) for _ in range(settings.num_blocks))
         self.norm = nn.LayerNorm(settings.dim)
 

@@ -112,13 +112,18 @@ class SampledPerRow:
 
 
 def softmax_loss(
-    y_MD: Tensor, positives_MD: Tensor, table_XD: Tensor, competitors: Competitors, temperature: float
+    y_MD: Tensor,
+    positives_MD: Tensor,
+    table_XD: Tensor,
+    competitors: Competitors,
+    temperature: float,
+    backend: str = "auto",
 ) -> Tensor:
     """Return the mean of loss_i, 0 where there are no rows; differentiable, once, in the three tensors.
 
-    Row i of `positives_MD` is the vector of row i's target.
+    Row i of `positives_MD` is the vector of row i's target. `backend` as in `kernels.choice`: cpu fuses SampledPerRow.
     """
-    loss: Tensor = _SoftmaxLoss.apply(y_MD, positives_MD, table_XD, competitors, 1 / temperature)  # type: ignore[no-untyped-call]
+    loss: Tensor = _SoftmaxLoss.apply(y_MD, positives_MD, table_XD, competitors, 1 / temperature, backend)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -133,9 +138,10 @@ class _SoftmaxLoss(torch.autograd.Function):
         table_XD: Tensor,
         competitors: Competitors,
         scale: float,
+        backend: str,
     ) -> Tensor:
         wanted = any(ctx.needs_input_grad)
-        if isinstance(competitors, SampledPerRow) and can_fuse(y_MD):
+        if isinstance(competitors, SampledPerRow) and can_fuse(y_MD, backend):
             total, gradients = _sweep_fused(y_MD, positives_MD, table_XD, competitors, scale, wanted=wanted)
         else:
             total, gradients = _sweep_blocks(y_MD, positives_MD, table_XD, competitors, scale, wanted=wanted)
@@ -147,7 +153,7 @@ class _SoftmaxLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         factor = grad * ctx.factor
-        return *(gradient * factor for gradient in ctx.saved_tensors), None, None
+        return *(gradient * factor for gradient in ctx.saved_tensors), None, None, None
 
 
 def _sweep_fused(

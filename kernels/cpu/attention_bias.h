@@ -1,7 +1,7 @@
 // The relative bias of one tile of scores, shared by the heads, and the gradients of its two tables.
 #pragma once
 
-#include "hstu_problem.h"
+#include "attention_problem.h"
 
 namespace hstuflow {
 

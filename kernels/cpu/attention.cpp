@@ -11,8 +11,8 @@
 #include <thread>
 #include <vector>
 
-#include "hstu_bias.h"
-#include "hstu_problem.h"
+#include "attention_bias.h"
+#include "attention_problem.h"
 #include "matrix.h"
 #include "vectors.h"
 

@@ -1,0 +1,1 @@
+"""The C++ operators: their sources, and what compiles, loads and calls them."""
