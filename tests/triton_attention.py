@@ -44,7 +44,7 @@ def with_tiles(monkeypatch):
     """Return a function that makes the kernels use tiles of M queries and N keys."""
 
     def use(block_m, block_n):
-        def shape(family, kernel, width, itemsize, has_bias):
+        def shape(family, kernel, width, itemsize, *, has_bias, in_16_bytes):
             return TileShape(block_m, block_m if kernel == "bias" else block_n, 4, 2)
 
         monkeypatch.setattr(hstu_triton, "tile_shape", shape)
