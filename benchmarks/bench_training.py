@@ -200,6 +200,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name, value in shape.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--loss", default="shared", choices=["shared", "sampled", "full"])
+    parser.add_argument(
+        "--system-malloc", action="store_true", help="leave malloc as it is, which slows dense steps down"
+    )
     parser.add_argument("--ratings", type=Path, help="a MovieLens archive, for its histories and catalogue")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; with one, CPU time is counted")
@@ -227,7 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recording.print_facts(facts)
         rows, failures = measure_memory(args, device)
     else:
-        facts |= {"clock": clock.name, "allocator": memory.settle_allocator(device)}
+        facts |= {
+            "clock": clock.name,
+            "allocator": "the system's" if args.system_malloc else memory.settle_allocator(device),
+        }
         recording.print_facts(facts)
         log = _log(args)
         rows, failures = time_steps(args, log, device, clock)
