@@ -1,14 +1,23 @@
-"""Made attention problems, their gradients on a backend, and the definition once more, as plain loops."""
+"""Made attention problems, their gradients on a backend, how close they must be, and the definition as plain loops."""
 
 import math
 from dataclasses import dataclass, replace
-from itertools import accumulate, cycle
+from itertools import accumulate, cycle, product
 
+import pytest
 import torch
 
-from kernels import RelativeBias, hstu_attention
+from kernels import RelativeBias, choose_backend, hstu_attention
 
 YEAR = 365 * 86_400
+MIXED = [33, 0, 211, 7, 64, 1, 200, 65, 12, 12, 0]
+MASKS = [
+    {"targets": targets, "num_context": num_context, "window": window}
+    for targets, num_context, window in product([False, True], [0, 1, 4], [0, 1, 20])
+]
+# What a backend computes in at its most exact, and how far it may be from the reference in float64.
+PRECISION = {"reference": (torch.float64, 1e-12), "torch": (torch.float64, 1e-12), "cpu": (torch.float32, 1e-5)}
+BACKENDS = ["torch", "cpu"]
 
 
 @dataclass
@@ -158,3 +167,30 @@ def attention_by_hand(problem):
                     s = s + problem.time_weight[bucket_by_hand(gap)]
                 output[start + i] += (s / (1 + (-s).exp()))[:, None] * v[start + j] / problem.max_len
     return output
+
+
+def skip_unless_it_runs(backend):
+    try:
+        choose_backend("cpu", backend)
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+def assert_close(found, expected, tolerance):
+    """Every tensor within `tolerance` of the largest value of the expected one."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].shape == tensor.shape
+        if tensor.numel():
+            assert (found[name] - tensor).abs().max() <= tolerance * tensor.abs().max(), name
+
+
+def assert_equals_reference(problem, backend):
+    dtype, tolerance = PRECISION[backend]
+    found = {name: tensor.double() for name, tensor in problem.to(dtype).output_and_gradients(backend).items()}
+    assert_close(found, problem.output_and_gradients("reference"), tolerance)
+
+
+def lengths_for(mask):
+    """Every non-empty sequence holds the context."""
+    return [max(n, mask["num_context"]) if n else 0 for n in MIXED]

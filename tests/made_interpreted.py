@@ -24,8 +24,8 @@ INTERPRETED_FILES = sorted(file.name for file in TESTS.glob("triton_*.py"))
 DEVICE = "cpu" if is_interpreted() else "cuda"
 
 
-def run_interpreted(file: str) -> None:
-    """Run a file of interpreted tests; fail with its report unless all of them ran and passed."""
+def run_interpreted(file: str) -> int:
+    """Run a file of interpreted tests, return how many; fail with its report unless all of them ran and passed."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", str(TESTS / file)],
         cwd=TESTS.parent,
@@ -36,7 +36,9 @@ def run_interpreted(file: str) -> None:
     )
     last_line = done.stdout.strip().rsplit("\n", 1)[-1]
     # Neither skipped nor deselected nor expected to fail: an interpreter takes any kernel.
-    assert done.returncode == 0 and re.fullmatch(r"\d+ passed in .*", last_line), done.stdout  # noqa: PT018
+    passed = re.fullmatch(r"(\d+) passed in .*", last_line)
+    assert done.returncode == 0 and passed, done.stdout  # noqa: PT018
+    return int(passed[1])
 
 
 def refuse_foreign_addresses(monkeypatch):
