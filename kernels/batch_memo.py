@@ -15,7 +15,11 @@ T = TypeVar("T")
 
 
 class BatchMemo(Generic[T]):
-    """Remembers the last thing made, for as long as the very tensors it was made from are alive and unchanged."""
+    """Remembers the last thing made, and hands it out for the very tensors it was made from while they are unchanged.
+
+    It stays in memory until something else is made. A change that torch does not count (numpy writing into a tensor's
+    memory) goes unnoticed.
+    """
 
     def __init__(self) -> None:
         self._last: tuple[tuple[_Identity, ...], tuple[Hashable, ...], T] | None = None

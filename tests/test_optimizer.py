@@ -42,6 +42,13 @@ def test_a_weight_without_a_gradient_stays_as_it_is():
     assert not torch.equal(optimizer.moments["weight/first"], torch.zeros(2, 2))
 
 
+def test_a_step_without_any_gradient_changes_nothing():
+    model = nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    AdamW(model, weight_decay=0.1).step(0.1, 1)
+    assert torch.equal(model.weight, before)
+
+
 def test_a_restored_optimizer_goes_on_bit_by_bit():
     torch.manual_seed(0)
     model = nn.Linear(50, 37)

@@ -36,6 +36,8 @@ class AdamW:
     def step(self, rate: float, number: int) -> None:
         """Take step `number` (from 1) at learning rate `rate`; a weight without a gradient stays as it is."""
         names = [name for name, weight in self._weights.items() if weight.grad is not None]
+        if not names:
+            return
         weights: list[Tensor] = [self._weights[name] for name in names]
         steps = torch.tensor(float(number), device=weights[0].device)
         # It ignores strides. That is safe: backward() lays a gradient out as its weight is.

@@ -54,8 +54,6 @@ void unpack(const float* from, int rows, int dim, int64_t start, int64_t head, i
     for (int i = 0; i < rows; ++i, from += round_up(dim, WIDTH), to += num_heads * dim) std::copy(from, from + dim, to);
 }
 
-Vector sigmoid(Vector x) { return 1.0f / (1.0f + exp(-x)); }
-
 // Vectors of a tile, one after another: visit(offset in the tile, which of its scores are visible).
 template <class Visit>
 inline void for_each_vector(const Tile& tile, const Mask& mask, Visit visit) {

@@ -6,8 +6,6 @@ using namespace hstuflow;
 
 namespace {
 
-Vector sigmoid(Vector x) { return 1.0f / (1.0f + exp(-x)); }
-
 struct Parts {
     const int64_t* widths;
     int64_t count;

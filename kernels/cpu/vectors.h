@@ -99,4 +99,6 @@ inline Vector exp(Vector x) {
     return p * power;
 }
 
+inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + exp(-x)); }
+
 }  // namespace hstuflow
