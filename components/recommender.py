@@ -31,6 +31,16 @@ ItemId = int | str
 Event = tuple[ItemId, int]  # the user's own item id, timestamp in seconds
 
 _NEEDED = ("model", "settings", "num_items", "popular", "split")
+# Keys of train.<model> that checkpoints of earlier versions lack, with the value that means what those did.
+_SINCE_THEN = {
+    "bias_per_head": False,
+    "attention": "pointwise",
+    "gated_residual": False,
+    "head": "dot",
+    "mixture_query_vectors": 1,
+    "mixture_item_vectors": 1,
+    "request_time_dropout": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,8 @@ def load_model(checkpoint: Path) -> tuple[SequenceModel, dict[str, Any]]:
 
     facts = _read_facts(checkpoint)
     # The backend is a matter of this machine, not of the one that trained: a Triton checkpoint also serves on a CPU.
-    settings = SimpleNamespace(**{**facts["settings"], "backend": "auto"})
+    earlier = _SINCE_THEN | {"feed_forward": "gelu" if facts["model"] == "sasrec" else "none"}
+    settings = SimpleNamespace(**(earlier | facts["settings"] | {"backend": "auto"}))
     model = build_model(facts["model"], cast("TrainSettings", settings), facts["num_items"])
     weights = checkpoint / "weights.safetensors"
     try:

@@ -84,16 +84,34 @@ class TrainSettings(Section):
     head_dim_v: int = Field(ge=1)
     dropout: float = Field(ge=0, lt=1)
     bias: Literal["none", "position", "time", "position+time"] = Field(description="relative attention bias")
-    loss: Literal["sampled", "shared", "full"] = Field(
-        description="softmax over: negatives per position, negatives shared by the batch, the whole catalogue"
+    bias_per_head: bool = Field(description="each head its own bias tables (after MEANTIME, arXiv 2008.08273)")
+    attention: Literal["pointwise", "softmax"] = Field(description="of HSTU; softmax has no bias and is for comparison")
+    feed_forward: Literal["none", "gelu", "swiglu"] = Field(description="second half of a block; HSTU has none")
+    gated_residual: bool = Field(description="x + f(x) * sigmoid(x W), LiGR's (arXiv 2502.03417), instead of x + f(x)")
+    head: Literal["dot", "mixture"] = Field(
+        description="score of history and item: a cosine, or a mixture of logits (RAILS, arXiv 2407.15462)"
     )
-    num_negatives: int = Field(ge=1, description="R, for sampled and shared")
+    mixture_query_vectors: int = Field(ge=1, description="of head mixture: vectors a history is split into")
+    mixture_item_vectors: int = Field(ge=1, description="of head mixture: vectors an item is split into")
+    loss: Literal["sampled", "shared", "in_batch", "full", "gbce"] = Field(
+        description="softmax over: negatives per position, negatives shared by the batch, the batch's own targets with"
+        " logQ correction, the whole catalogue; or gBCE over shared negatives (arXiv 2308.07192)"
+    )
+    num_negatives: int = Field(ge=1, description="R, for sampled, shared and gbce")
+    gbce_calibration: Fraction = Field(description="t of gBCE: 0 is plain BCE, 1 undoes the sampling's bias")
     temperature: float = Field(gt=0)
     batch_size: int = Field(ge=1, description="sequences per step")
     learning_rate: float = Field(gt=0, description="AdamW, betas (0.9, 0.98)")
     weight_decay: float = Field(ge=0)
     warmup_steps: int = Field(ge=0)
     schedule: Literal["constant", "cosine"]
+    cycles: int = Field(ge=1, description="half cosines over the whole training, each from the full rate to 0")
+    stochastic_length: float | None = Field(
+        gt=1, le=2, description="alpha of hstu-spec section 8: long histories are mostly cut in training; null: never"
+    )
+    request_time_dropout: Fraction = Field(
+        description="training rows that see their own event's time in place of the request time"
+    )
     epochs: int = Field(ge=1, description="at most")
     patience: int = Field(ge=1, description="epochs without a better validation NDCG@10 before stopping")
     seed: int = Field(ge=0)

@@ -20,9 +20,17 @@ def model_settings(**changes):
             "head_dim_v": 3,
             "dropout": 0.2,
             "bias": "position+time",
+            "bias_per_head": False,
+            "attention": "pointwise",
+            "feed_forward": "none",
+            "gated_residual": False,
+            "head": "dot",
+            "mixture_query_vectors": 2,
+            "mixture_item_vectors": 3,
             "backend": "auto",
             "loss": "full",
             "num_negatives": 16,
+            "gbce_calibration": 0.75,
             "temperature": 0.05,
         }
         | changes
