@@ -90,6 +90,7 @@ def settings_of(args: argparse.Namespace, max_len: int) -> Settings:
         head="dot",
         mixture_query_vectors=1,
         mixture_item_vectors=1,
+        request_time_dropout=0.0,
         backend="auto",
         loss=args.loss,
         num_negatives=args.negatives,

@@ -28,7 +28,7 @@ def describe_run(module: str, arguments: Sequence[str], device: torch.device, nu
         "threads": num_threads,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _version_of("triton"),
+        "triton": version_of("triton"),
         # Folders are this machine's own affair.
         "command": shlex.join(["python", "-m", module, *(re.sub(r"[^\s=]*/", "", word) for word in arguments)]),
     }
@@ -51,7 +51,8 @@ def _cpu_name() -> str:
     return f"{names[0]}, {torch.backends.cpu.get_cpu_capability()}" if names else platform.processor()
 
 
-def _version_of(package: str) -> str:
+def version_of(package: str) -> str:
+    """Return an installed package's version, or `absent`."""
     try:
         return version(package)
     except PackageNotFoundError:

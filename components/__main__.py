@@ -27,12 +27,13 @@ Split = Annotated[Protocol, typer.Option(help="which way of splitting the log")]
 
 @app.command()
 def ingest(
-    source: Annotated[str | None, typer.Option(help="movielens-100k | grouplens | table")] = None,
+    source: Annotated[str | None, typer.Option(help="movielens-100k | grouplens | table | synthetic")] = None,
     path: Annotated[str | None, typer.Option(help="file, folder, glob or URL")] = None,
     columns: Annotated[str | None, typer.Option(help="user_id=userId,item_id=movieId,timestamp=ts,...")] = None,
     timestamp_unit: Annotated[str | None, typer.Option(help="auto | s | ms | us | iso")] = None,
     items: Annotated[str | None, typer.Option(help="item table: file or URL")] = None,
     item_columns: Annotated[str | None, typer.Option(help="item_id=id,title=name,genres=tags")] = None,
+    synthetic: Annotated[str | None, typer.Option(help="users=156250,items=20000,months=36,seed=1,...")] = None,
     replace: Annotated[bool, typer.Option(help="let a different source replace what data/ holds")] = False,
 ) -> None:
     """Bring an event log into data/."""
@@ -45,6 +46,7 @@ def ingest(
         "timestamp_unit": timestamp_unit,
         "items": items,
         "item_columns": _pairs(item_columns, "--item-columns"),
+        "synthetic": _pairs(synthetic, "--synthetic"),
     }
     ingestion.ingest(load_settings().ingest, options, data=DATA, replace=replace)
 
@@ -155,6 +157,23 @@ def summary() -> None:
     from components import report as step
 
     step.print_summary(load_settings(), artifacts=ARTIFACTS, reports=REPORTS)
+
+
+@app.command()
+def compare(
+    a: Annotated[
+        str, typer.Argument(help="checkpoint folder, Bento tag, git revision or baseline; commas between seeds")
+    ],
+    b: Annotated[str, typer.Argument(help="the same")],
+    protocol: Annotated[Protocol | None, typer.Option(help="default: report.headline_protocol of params.yaml")] = None,
+    json: Annotated[Path | None, typer.Option(help="write the answer to this file, too")] = None,
+) -> None:
+    """Print the paired table of two models: is A better than B, or cannot that be told?"""
+    from components import compare as comparison
+
+    settings = load_settings()
+    chosen = protocol or settings.report.headline_protocol
+    comparison.compare(settings.evaluate, a, b, protocol=chosen, artifacts=ARTIFACTS, out=json)
 
 
 @app.command()

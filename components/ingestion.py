@@ -33,7 +33,7 @@ from components.interactions import (
     write_partitions,
 )
 from components.settings import IngestSettings
-from components.sources import SourceLog, read_source
+from components.sources import MonthlyLog, SourceLog, read_source
 from components.sources.choice import choose_source, continues, describe, is_same_log
 from components.sources.events import ItemTable
 from components.sources.ids import IdColumn, Numbered, keys_of_integers, number_ids
@@ -126,8 +126,13 @@ def _parent(data: Path) -> Path:
     return parent
 
 
-def _write(folder: Path, source: SourceLog, wanted: IngestSettings, *, known: Path | None) -> dict[str, Any]:
+def _write(
+    folder: Path, source: SourceLog | MonthlyLog, wanted: IngestSettings, *, known: Path | None
+) -> dict[str, Any]:
     """Write the log into an empty folder and return its manifest; `known` is the data folder whose ids must be kept."""
+    if isinstance(source, MonthlyLog):
+        counts = _write_months(folder, source)
+        return _write_manifest(folder, _describe_source(wanted, unit="s"), counts, source.notes)
     events, notes = source.events, list(source.notes)
     users = number_ids(events.users, IdColumn(), _known_keys(known, "user", events.users))
     known_items = _known_keys(known, "item", events.items)
@@ -141,7 +146,24 @@ def _write(folder: Path, source: SourceLog, wanted: IngestSettings, *, known: Pa
         if numbered.keys is not None:
             write_keys(folder, what, numbered.keys)
     counts = Counts(len(users.ids), len(np.unique(users.ids)), len(np.unique(items.ids)), len(list_partitions(folder)))
-    return _write_manifest(folder, {**wanted.model_dump(), "timestamp_unit": events.times.unit}, counts, notes)
+    return _write_manifest(folder, _describe_source(wanted, events.times.unit), counts, notes)
+
+
+def _write_months(folder: Path, source: MonthlyLog) -> Counts:
+    """Write a log month by month."""
+    users, items, events = np.zeros(0, np.int64), np.zeros(0, np.int64), 0
+    for month in source.months:
+        write_partitions(folder, month)
+        users, items = np.union1d(users, month["user_id"]), np.union1d(items, month["item_id"])
+        events += month.num_rows
+    write_items(folder, source.items)
+    return Counts(events, len(users), len(items), len(list_partitions(folder)))
+
+
+def _describe_source(wanted: IngestSettings, unit: str) -> dict[str, Any]:
+    """Return what the manifest says of the source; only the source synthetic has a size."""
+    described = {**wanted.model_dump(), "timestamp_unit": unit}
+    return described if wanted.source == "synthetic" else {k: v for k, v in described.items() if k != "synthetic"}
 
 
 def _write_manifest(folder: Path, source: dict[str, Any], counts: Counts, notes: list[str]) -> dict[str, Any]:

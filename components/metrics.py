@@ -7,7 +7,7 @@ mean of its values over those places. With C(n) = m(1) + ... + m(n), m(r) a metr
     HR@k: m(r) = [r <= k]      NDCG@k: m(r) = [r <= k] / log2(r + 1)      MRR: m(r) = 1 / r
 
 The metric of the mean rank would be wrong: a constant scorer would then get NDCG@10 = 0 instead of chance level.
-Shapes: T targets, X catalogue size, U users, M metrics, S resamples. Pure functions; torch only.
+Shapes: T targets, X catalogue size, U users, M metrics, S resamples. Pure functions.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,13 +36,34 @@ def rank_targets(scores_TX: Tensor, targets_T: Tensor) -> Ranks:
     NaN scores count as above every target, and a target with a NaN score as below every item, so that a diverged model
     cannot look good.
     """
-    known = targets_T >= 0
     own_T1 = scores_TX.gather(1, targets_T.clamp(min=0)[:, None])
-    # count_nonzero, because sum first makes 8 bytes of each boolean: three times slower.
-    below = torch.count_nonzero(scores_TX < own_T1, dim=1)
-    tied = torch.count_nonzero(scores_TX == own_T1, dim=1)  # the target itself included, unless it is NaN
-    above = scores_TX.shape[1] - below - tied - (tied == 0).long()
-    return Ranks(above.where(known, -1), (tied - 1).clamp(min=0))
+    below, tied = (count_true(flags_TX) for flags_TX in compare(scores_TX, own_T1))
+    ranks = place(scores_TX.shape[1], below, tied)
+    return Ranks(ranks.above.where(targets_T >= 0, -1), ranks.tied)
+
+
+def compare(scores_TX: Tensor, own_T1: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two (T, X) bool: the score is below the target's own; the two are equal.
+
+    On a CPU with numpy, whose comparisons take a quarter of torch's time (1.4 ms instead of 6.8 ms for 4 million).
+    """
+    if scores_TX.device.type != "cpu":
+        return scores_TX < own_T1, scores_TX == own_T1
+    scores, own = scores_TX.numpy(), own_T1.numpy()
+    return torch.from_numpy(scores < own), torch.from_numpy(scores == own)
+
+
+def count_true(flags_TX: Tensor) -> Tensor:
+    """Count the true ones of each row, (T,) int64; on a CPU with numpy, 1.5 ms instead of 6.9 ms for 4 million."""
+    if flags_TX.device.type != "cpu":
+        return torch.count_nonzero(flags_TX, dim=1)
+    return torch.from_numpy(np.count_nonzero(flags_TX.numpy(), axis=1))
+
+
+def place(num_items: int | Tensor, below_T: Tensor, tied_T: Tensor) -> Ranks:
+    """Turn counts among `num_items` into ranks; `tied_T` counts the target itself, unless its score is not a number."""
+    above_T = num_items - below_T - tied_T - (tied_T == 0).long()
+    return Ranks(above_T, (tied_T - 1).clamp(min=0))
 
 
 def expected_hit_rate(ranks: Ranks, k: int) -> Tensor:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from components.dataset import make_batch
 from components.errors import InputError, StateError
@@ -45,7 +44,10 @@ _SINCE_THEN = {
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item. `score` is the cosine of history and item in [-1, 1]; a popular item has none."""
+    """One recommended item; a popular one has no score.
+
+    `score` lies in [-1, 1]: the cosine of history and item, or with head mixture a weighted mean of several.
+    """
 
     item_id: ItemId
     score: float | None
@@ -124,7 +126,7 @@ def load_catalogue(checkpoint: Path, *, key_type: str) -> Catalogue:
 
 
 class Recommender:
-    """One immutable model, its item vectors and its catalogue. Safe to call from several threads."""
+    """One immutable model, what its scores need of the items, its catalogue. Safe to call from several threads."""
 
     def __init__(self, model: SequenceModel, facts: dict[str, Any], catalogue: Catalogue) -> None:
         self.facts = facts  # checkpoint.json
@@ -132,7 +134,7 @@ class Recommender:
         self.max_len = int(facts["settings"]["max_len"])
         self._model = model
         with torch.inference_mode():
-            self._items_XD: Tensor = model.item_vectors()
+            self._items = model.item_side()
         self._popular = _popularity_order(facts["popular"], catalogue.counts)
 
     @classmethod
@@ -196,7 +198,7 @@ class Recommender:
         """
         batch = make_batch([(rows, timestamps)], [request_time], max_len=self.max_len)
         with torch.inference_mode():
-            scores: np.ndarray = (self._items_XD @ self._model(batch)[-1]).numpy()
+            scores: np.ndarray = self._model.score(self._model(batch)[-1:], self._items)[0].numpy()
         return scores
 
     def _best(self, scores: np.ndarray, k: int, banned: Sequence[int]) -> tuple[Recommendation, ...]:

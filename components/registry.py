@@ -177,7 +177,7 @@ def _succeed(packaged: dict[str, Any], before: dict[str, Any] | None) -> dict[st
 
 def _announce(champion: dict[str, Any], before: dict[str, Any] | None) -> None:
     if champion["verdict"] == "inconclusive":
-        log.warning("the gate could not tell %s from the popularity baseline", champion["tag"])
+        log.warning("the gate could not tell %s from the best baseline", champion["tag"])
     if before is not None and before["tag"] == champion["tag"]:
         log.info("%s is the champion already", champion["tag"])
     else:

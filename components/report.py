@@ -1,4 +1,4 @@
-"""Merge all evaluations into what people and later steps read: metrics.json, gate.json, plots, one self-contained page.
+"""Merge all evaluations into what people and later steps read: numbers, comparisons, plots, one self-contained page.
 
     python -m components report      writes reports/
     python -m components summary     prints the closing table of a run
@@ -9,26 +9,32 @@ reports/gate.json is the gate of the packaged model on the headline protocol; a 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from components.console import log, print_table
 from components.files import read_json, replacing_file, replacing_folder, write_json
-from components.page.content import Page, draw_plots, metric_name, render_page
+from components.page.cautions import find_alarms
+from components.page.comparisons import compare_models
+from components.page.content import render_page
+from components.page.figures import draw_plots
 from components.page.plots import standalone
-from components.page.results import BASELINES, Result, merge_metrics, read_results, read_written, sort_metrics
+from components.page.results import Result, find_hit_rate, merge_metrics, read_results, read_written, sort_metrics
+from components.page.view import Page, order_models
+from components.page.wording import metric_name
 from components.settings import Settings
 
 NUM_TITLES = 3
 WARNINGS = {
-    "refused": "warning: the model loses to the popularity baseline; it is built as a candidate and not promoted.",
-    "inconclusive": "warning: the model cannot be told from the popularity baseline; it is packaged with this label.",
+    "refused": "warning: the model loses to the best baseline; it is built as a candidate and not promoted.",
+    "inconclusive": "warning: the model cannot be told from the best baseline; it is packaged with this label.",
 }
 
 
 def write_report(settings: Settings, *, artifacts: Path, reports: Path) -> None:
-    """Write metrics.json, gate.json, plots/ and report.html to `reports`.
+    """Write metrics.json, gate.json, comparisons.json, plots/ and report.html to `reports`.
 
     Raises:
         SettingsError: the headline protocol or the packaged model is not among those evaluated.
@@ -37,10 +43,12 @@ def write_report(settings: Settings, *, artifacts: Path, reports: Path) -> None:
     results = read_results(settings, artifacts)
     lead = _find_lead(settings, results)
     metrics = merge_metrics(results)
-    page = Page(lead, results, metrics, read_written(reports / "validation.json"))
+    comparisons = compare_models(settings.evaluate, lead, results, order_models(lead, metrics))
+    page = Page(lead, results, metrics, comparisons, read_written(reports / "validation.json"))
     plots = draw_plots(page)
     write_json(reports / "metrics.json", metrics)
     write_json(reports / "gate.json", lead.gate)
+    write_json(reports / "comparisons.json", [asdict(one) for one in comparisons])
     with replacing_folder(reports / "plots") as folder:
         for name, svg in plots.items():
             (folder / f"{name}.svg").write_text(standalone(svg), encoding="utf-8")
@@ -56,9 +64,15 @@ def print_summary(settings: Settings, *, artifacts: Path, reports: Path, registr
     Raises:
         SettingsError, StateError: as `write_report`.
     """
-    lead = _find_lead(settings, read_results(settings, artifacts))
-    _print_metrics(lead, read_written(reports / "metrics.json")[lead.protocol])
+    results = read_results(settings, artifacts)
+    lead = _find_lead(settings, results)
+    metrics = read_written(reports / "metrics.json")
+    _print_metrics(
+        lead, metrics[lead.protocol], order_models(lead, metrics), read_written(reports / "comparisons.json")
+    )
     _print_verdict(lead.gate)
+    for alarm in find_alarms(results.values()):
+        _print(f"warning: {alarm}")
     _print_recommendations(lead)
     _print_paths(artifacts, reports)
     champion = registry / "champion.json"
@@ -69,14 +83,26 @@ def _find_lead(settings: Settings, results: Mapping[tuple[str, str], Result]) ->
     return results[settings.report.headline_protocol, settings.package.model]
 
 
-def _print_metrics(lead: Result, models: Mapping[str, Any]) -> None:
-    """One row per metric; every trained model, the packaged one first, then the baselines; intervals for all."""
-    names = list(dict.fromkeys([lead.model, *(name for name in models if name not in BASELINES), *BASELINES]))
-    metrics = sort_metrics(models[lead.model])
-    rows = [[metric_name(metric), *(_show(models[name][metric]) for name in names)] for metric in metrics]
+def _print_metrics(
+    lead: Result, models: Mapping[str, Any], order: Sequence[str], comparisons: Sequence[Mapping[str, Any]]
+) -> None:
+    """One row per model, the packaged one first: the headline metric, what the packaged one is ahead by, two more."""
+    metric = lead.gate["metric"]
+    others = [find_hit_rate(metric, sort_metrics(models[lead.model])), "mrr"]
+    of = (lead.protocol, lead.model)
+    ahead = {one["other"]: one for one in comparisons if (one["condition"], one["model"]) == of}
+    rows = [
+        [
+            name,
+            _show(models[name][metric]),
+            _show_difference(ahead[name]) if name in ahead else "",
+            *(f"{models[name][other]['value']:.4f}" for other in others),
+        ]
+        for name in order
+    ]
     test = lead.facts["test"]
     title = f"{lead.protocol}, test part: {test['targets']:,} events of {test['users']:,} users"
-    print_table(title, ["", *names], rows)
+    print_table(title, ["", metric_name(metric), f"{lead.model} minus it", *map(metric_name, others)], rows)
 
 
 def _print_verdict(gate: Mapping[str, Any]) -> None:
@@ -128,3 +154,7 @@ def _print(line: str) -> None:
 
 def _show(cell: Mapping[str, float]) -> str:
     return f"{cell['value']:.4f} [{cell['low']:.4f}, {cell['high']:.4f}]"
+
+
+def _show_difference(one: Mapping[str, float]) -> str:
+    return f"{one['difference']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"

@@ -71,7 +71,7 @@ def build_sequences(
 
 def read_log(data: Path, quarantine: Path) -> Log:
     """Read `data` minus the quarantined rows and bring it into (user, timestamp, source row) order."""
-    table = read_interactions(data, quarantine=quarantine).select(["user_id", "item_id", "timestamp"])
+    table = read_interactions(data, quarantine=quarantine, columns=("user_id", "item_id", "timestamp"))
     if table.num_rows == 0:
         raise StateError("holds no event outside the quarantine", where=str(data), todo="Run `dvc repro validate`")
     users, items, times = (table[name].to_numpy() for name in ("user_id", "item_id", "timestamp"))

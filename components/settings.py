@@ -23,7 +23,7 @@ PARAMS = Path("params.yaml")
 
 ModelName = Literal["hstu", "sasrec"]
 Protocol = Literal["time_split", "leave_one_out"]
-SourceName = Literal["movielens-100k", "grouplens", "table"]
+SourceName = Literal["movielens-100k", "grouplens", "table", "synthetic"]
 TimestampUnit = Literal["auto", "s", "ms", "us", "iso"]
 _NULL = "tag:yaml.org,2002:null"
 # What pydantic's words for these mean to a person who edits params.yaml.
@@ -37,15 +37,34 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class SyntheticSettings(Section):
+    """How large the made log of the source `synthetic` is (hstu-spec section 9); a user has 128 events on average."""
+
+    users: int = Field(default=10_000, ge=1, le=10_000_000)
+    items: int = Field(default=20_000, ge=1)
+    categories: int = Field(default=100, ge=1)
+    months: int = Field(default=36, ge=1, le=600, description="from January 2020 on; the memory needed is one month's")
+    seed: int = Field(default=1, ge=0)
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> SyntheticSettings:
+        if 5 * self.categories > 2 * self.items:
+            raise ValueError(
+                f"{self.categories} categories need {-(-5 * self.categories // 2)} items: 2 of 5 come first"
+            )
+        return self
+
+
 class IngestSettings(Section):
     """Where events come from. `python -m components ingest --source ... --path ...` overrides it without an edit."""
 
-    source: SourceName = Field(description="which reader: the default download, a GroupLens archive, or your own table")
-    path: str | None = Field(None, description="file, folder, glob or fsspec URL; unused by movielens-100k")
+    source: SourceName = Field(description="the default download, a GroupLens archive, your own table, or a made log")
+    path: str | None = Field(None, description="file, folder, glob or fsspec URL, of grouplens and table")
     columns: dict[str, str] = Field(default_factory=dict, description="canonical name -> name in your table")
     timestamp_unit: TimestampUnit = Field("auto", description="auto decides by magnitude")
     items: str | None = Field(None, description="optional item table (title, genres, ...), same formats as path")
     item_columns: dict[str, str] = Field(default_factory=dict, description="as columns, for the item table")
+    synthetic: SyntheticSettings | None = Field(None, description="size of the source synthetic; null: its defaults")
 
 
 class ValidateSettings(Section):
@@ -85,8 +104,12 @@ class TrainSettings(Section):
     dropout: float = Field(ge=0, lt=1)
     bias: Literal["none", "position", "time", "position+time"] = Field(description="relative attention bias")
     bias_per_head: bool = Field(description="each head its own bias tables (after MEANTIME, arXiv 2008.08273)")
-    attention: Literal["pointwise", "softmax"] = Field(description="of HSTU; softmax has no bias and is for comparison")
-    feed_forward: Literal["none", "gelu", "swiglu"] = Field(description="second half of a block; HSTU has none")
+    attention: Literal["pointwise", "softmax"] = Field(
+        description="HSTU's; softmax needs bias none. SASRec's is softmax"
+    )
+    feed_forward: Literal["none", "gelu", "swiglu"] = Field(
+        description="second half of a block: 4 D wide, or SwiGLU of as many weights; the published HSTU has none"
+    )
     gated_residual: bool = Field(description="x + f(x) * sigmoid(x W), LiGR's (arXiv 2502.03417), instead of x + f(x)")
     head: Literal["dot", "mixture"] = Field(
         description="score of history and item: a cosine, or a mixture of logits (RAILS, arXiv 2407.15462)"
@@ -105,12 +128,17 @@ class TrainSettings(Section):
     weight_decay: float = Field(ge=0)
     warmup_steps: int = Field(ge=0)
     schedule: Literal["constant", "cosine"]
-    cycles: int = Field(ge=1, description="half cosines over the whole training, each from the full rate to 0")
+    cycles: int = Field(ge=1, description="half cosines over the training, each from the full rate to 0; mind patience")
+    windows: Literal["last", "random"] = Field(
+        description="part of a history longer than max_len that is trained on; random: another one every epoch"
+    )
     stochastic_length: float | None = Field(
-        gt=1, le=2, description="alpha of hstu-spec section 8: long histories are mostly cut in training; null: never"
+        gt=1,
+        le=2,
+        description="alpha of hstu-spec section 8: training mostly sees the latest part of long windows; null: all",
     )
     request_time_dropout: Fraction = Field(
-        description="training rows that see their own event's time in place of the request time"
+        description="training rows that see their own event's time for the next one's; 1: nor does the model ever"
     )
     epochs: int = Field(ge=1, description="at most")
     patience: int = Field(ge=1, description="epochs without a better validation NDCG@10 before stopping")

@@ -30,9 +30,12 @@ if TYPE_CHECKING:
 # What besides parameters and data decides the checkpoint: dvc.yaml's deps of `train`, which a test compares.
 CODE = (
     "components/training.py",
+    "components/baselines/popularity.py",
     "components/fitting",
     "components/ranking/targets.py",
     "components/ranking/blocks.py",
+    "components/ranking/tiles.py",
+    "components/ranking/tops.py",
     "components/dataset.py",
     "components/metrics.py",
     "components/model",

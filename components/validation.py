@@ -8,7 +8,8 @@
 
 All three are computed first and written together, whether the log passes or not; only then does a log that fails raise,
 so nothing after this stage runs. The same data/, settings and promoted profile give the same bytes.
-1M rows take 8.5 s on one core, 6 s of it Great Expectations' import, and 0.6 GB (11 s with 60 % of them bad).
+1M rows take 8.5 s on one core, 6 s of it Great Expectations' import, and 0.6 GB (11 s with 60 % of them bad); 20M
+rows 51 s and 2.7 GB (benchmarks/bench_ingestion.py).
 """
 
 from __future__ import annotations
@@ -29,7 +30,15 @@ from components.expectations.profile import compare, profile_log
 from components.expectations.runner import Judgement, SuiteRunner
 from components.expectations.verdict import QUARANTINE, Verdict, complain, complain_about_types, count_reasons
 from components.files import read_json, replacing_file, replacing_folder, write_json
-from components.interactions import INTERACTIONS, list_partitions, read_interactions, read_items, read_manifest
+from components.interactions import (
+    INTERACTIONS,
+    list_partitions,
+    locate_rows,
+    read_interactions,
+    read_items,
+    read_manifest,
+    read_rows,
+)
 from components.settings import ValidateSettings
 
 EXAMPLES_PER_REASON = 5  # rows shown in the data docs
@@ -73,11 +82,12 @@ def judge_log(settings: ValidateSettings, data: Path, promoted_profile: Path) ->
         notes = ["Columns are not as they should be, so rows were not looked at."]
         return Verdict(num_rows, types, complain_about_types(types, schemas), notes)
 
-    table, items = read_interactions(data), read_items(data)["item_id"].combine_chunks()
-    frame = suites.event_frame(table, items)
+    items = read_items(data)["item_id"].combine_chunks()
+    frame = suites.event_frame(read_interactions(data, columns=INTERACTIONS.names), items)
+    pa.default_memory_pool().release_unused()  # what the table held: 0.7 GB of 20 million rows
     rows = runner.run("rows", frame, suites.row_suite(settings, has_items=len(items) > 0))
-    quarantine, positions = _quarantine(table, rows)
-    kept = frame.drop(index=positions)
+    quarantine, positions = _quarantine(data, len(frame), rows)
+    kept = frame[suites.EVENT].drop(index=positions)
 
     source = _source(data)
     promoted, notes = _read_promoted(promoted_profile, source)
@@ -93,7 +103,7 @@ def judge_log(settings: ValidateSettings, data: Path, promoted_profile: Path) ->
         profile=profile_log(kept, source),
         quarantine=quarantine,
         reasons=reasons,
-        examples={judgement.expectation.name: _examples(table, judgement.rows) for judgement in rows},
+        examples={judgement.expectation.name: _examples(data, judgement.rows) for judgement in rows},
     )
 
 
@@ -116,33 +126,36 @@ def _read_schemas(data: Path) -> dict[str, pa.Schema]:
 def _source(data: Path) -> str:
     """Return what tells this log from another one, whose profile says nothing about it.
 
-    A table is known by its column mapping, because a nightly file may have a new name each day; an archive by its name.
+    A table is known by its column mapping, because a nightly file may have a new name each day; an archive by its name;
+    a made log by its size.
     """
     manifest = read_manifest(data)
     parts = [manifest["source"]]
     if manifest["source"] != "table" and manifest.get("path"):
         parts.append(PurePosixPath(manifest["path"]).name)
-    parts += [f"{name}={theirs}" for name, theirs in sorted((manifest.get("columns") or {}).items())]
+    mapping = manifest.get("columns") or manifest.get("synthetic") or {}
+    parts += [f"{name}={theirs}" for name, theirs in sorted(mapping.items())]
     return " ".join(parts)
 
 
-def _quarantine(table: pa.Table, rows: list[Judgement]) -> tuple[pa.Table, np.ndarray]:
-    """Return the bad rows (schema QUARANTINE, in log order), reasons joined by '; ', and their positions in `table`."""
-    broken = np.zeros(table.num_rows, dtype=np.int64)  # bit i: breaks expectation i
+def _quarantine(data: Path, num_rows: int, rows: list[Judgement]) -> tuple[pa.Table, np.ndarray]:
+    """Return the bad rows (schema QUARANTINE, in log order), reasons joined by '; ', and their positions in the log."""
+    broken = np.zeros(num_rows, dtype=np.int64)  # bit i: breaks expectation i
     for bit, judgement in enumerate(rows):
         broken[judgement.rows] |= 1 << bit
     positions = np.flatnonzero(broken)
     patterns, which = np.unique(broken[positions], return_inverse=True)
     texts = ["; ".join(j.expectation.name for bit, j in enumerate(rows) if pattern >> bit & 1) for pattern in patterns]
-    bad = table.select(["partition", "row"]).take(pa.array(positions))
-    bad = bad.append_column("reason", pa.array(texts, pa.string()).take(pa.array(which)))
-    return bad.cast(QUARANTINE), positions
+    reasons = pa.array(texts, pa.string()).take(pa.array(which))
+    return locate_rows(data, positions).append_column("reason", reasons).cast(QUARANTINE), positions
 
 
-def _examples(table: pa.Table, rows: np.ndarray) -> list[dict[str, Any]]:
+def _examples(data: Path, rows: np.ndarray) -> list[dict[str, Any]]:
     """Return the first few of the bad rows, place first."""
-    first = table.select(["partition", "row", *INTERACTIONS.names]).take(pa.array(rows[:EXAMPLES_PER_REASON]))
-    examples: list[dict[str, Any]] = first.to_pylist()
+    if not len(rows):
+        return []
+    first = read_rows(data, locate_rows(data, rows[:EXAMPLES_PER_REASON]))
+    examples: list[dict[str, Any]] = first.select(["partition", "row", *INTERACTIONS.names]).to_pylist()
     return examples
 
 

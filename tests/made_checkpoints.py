@@ -23,6 +23,14 @@ TINY_SETTINGS = {
     "head_dim_v": 8,
     "dropout": 0.2,
     "bias": "position+time",
+    "bias_per_head": False,
+    "attention": "pointwise",
+    "feed_forward": "none",
+    "gated_residual": False,
+    "head": "dot",
+    "mixture_query_vectors": 2,
+    "mixture_item_vectors": 2,
+    "request_time_dropout": 0.0,
     "backend": "auto",
 }
 

@@ -101,6 +101,7 @@ def train_settings(**changes: Any) -> Any:
         "warmup_steps": 3,
         "schedule": "cosine",
         "cycles": 1,
+        "windows": "last",
         "stochastic_length": None,
         "request_time_dropout": 0.0,
         "epochs": 4,

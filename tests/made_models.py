@@ -7,6 +7,26 @@ import torch
 
 from components.dataset import Batch
 
+# What each lever of a model changes, by itself and together.
+_ESASREC = {"feed_forward": "swiglu", "gated_residual": True}
+SASREC_LEVERS = {
+    "gelu": {"feed_forward": "gelu"},
+    "attention alone": {"feed_forward": "none"},
+    "swiglu": {"feed_forward": "swiglu"},
+    "gated attention": {"feed_forward": "none", "gated_residual": True},
+    "eSASRec": _ESASREC,
+}
+HSTU_LEVERS = {
+    "as published": {},
+    "tables per head": {"bias_per_head": True},
+    "time table per head": {"bias_per_head": True, "bias": "time"},
+    "softmax": {"attention": "softmax", "bias": "none"},
+    "gelu": {"feed_forward": "gelu"},
+    "gated": {"gated_residual": True},
+    "all but softmax": {"bias_per_head": True, **_ESASREC},
+    "all but bias": {"attention": "softmax", "bias": "none", **_ESASREC},
+}
+
 
 def model_settings(**changes):
     """The public base recipe of ML-1M, small enough to run."""
@@ -27,6 +47,7 @@ def model_settings(**changes):
             "head": "dot",
             "mixture_query_vectors": 2,
             "mixture_item_vectors": 3,
+            "request_time_dropout": 0.0,
             "backend": "auto",
             "loss": "full",
             "num_negatives": 16,

@@ -9,14 +9,19 @@ import pytest
 from made_evaluations import evaluate_settings, make_root, run_evaluation
 from made_logs import DAY, walking_log
 
+from components.baselines import BASELINES
 from components.dataset import load_sequences
 from components.errors import SettingsError, StateError
 from components.evaluation import evaluate
 from components.metrics import metric_names
-from components.recommender import Recommender
+from components.ranking.judging import Cell, load_scorer
+from components.ranking.targets import find_targets
+from components.recommender import Recommender, resolve_request_time
 
 FILES = ("metrics.json", "gate.json", "facts.json", "per_user.parquet", "examples.json")
-CONDITIONS = {f"time_split{suffix}" for suffix in ("", ".unfiltered", ".first", ".last", ".valid")}
+SUFFIXES = ("", ".unfiltered", ".unknown_time", ".untied", ".valid")
+CONDITIONS = {f"time_split{suffix}" for suffix in (*SUFFIXES, ".first", ".last")}
+MODELS = {"hstu", *BASELINES}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,7 @@ def test_every_condition_has_every_metric_of_model_and_baselines_with_its_interv
     metrics = read(cell, "metrics")
     assert set(metrics) == CONDITIONS
     for models in metrics.values():
-        assert set(models) == {"hstu", "popularity", "popularity_recent"}
+        assert set(models) == MODELS
         for values in models.values():
             assert set(values) == set(metric_names((5, 10)))
             assert all(0 <= v["low"] <= v["value"] <= v["high"] <= 1 for v in values.values())
@@ -47,7 +52,7 @@ def test_every_condition_has_every_metric_of_model_and_baselines_with_its_interv
 
 def test_leave_one_out_has_one_target_a_user_and_so_no_first_and_last(root):
     out = run_evaluation(root, protocol="leave_one_out")
-    assert set(read(out, "metrics")) == {f"leave_one_out{suffix}" for suffix in ("", ".unfiltered", ".valid")}
+    assert set(read(out, "metrics")) == {f"leave_one_out{suffix}" for suffix in SUFFIXES}
     facts = read(out, "facts")
     assert facts["test"]["targets"] == facts["test"]["users"] == 30
 
@@ -78,7 +83,7 @@ def test_evaluating_again_gives_the_same_bytes(root, cell, tmp_path):
 def test_the_gate_looks_at_the_validation_part(cell):
     gate, valid = read(cell, "gate"), read(cell, "metrics")["time_split.valid"]
     values = {model: metrics["ndcg@10"]["value"] for model, metrics in valid.items()}
-    assert gate["baseline"] == max(("popularity", "popularity_recent"), key=values.__getitem__)
+    assert gate["baseline"] == max(BASELINES, key=values.__getitem__)
     assert gate["difference"] == pytest.approx(values["hstu"] - values[gate["baseline"]], abs=2e-6)
     table = pq.read_table(cell / "per_user.parquet").to_pandas()
     users = table[(table.condition == "time_split.valid") & (table.model == "hstu")].user_id
@@ -91,7 +96,54 @@ def test_facts_count_what_was_judged_and_what_was_not(root, cell):
     assert facts["test"]["targets"] <= facts["test"]["events"]
     assert facts["test"]["cold_share"] == pytest.approx(3 / facts["test"]["targets"], abs=1e-6)
     assert facts["recent_days"] in (3, 10)
-    assert sum(one["targets"] for one in facts["slices"]) == facts["test"]["targets"]
+    assert facts["unknown_time"] == {"targets": facts["test"]["targets"], "of": facts["test"]["targets"]}
+    assert set(facts["slices"]) == {"history", "item_age", "item_popularity", "activity"}
+    for slices in facts["slices"].values():
+        assert sum(one["targets"] for one in slices) == facts["test"]["targets"]
+
+
+def test_facts_say_how_the_baselines_were_chosen_and_what_is_recommended_beside_the_truth(cell):
+    facts = read(cell, "facts")
+    assert list(facts["baselines"]) == sorted(BASELINES)
+    assert facts["baselines"]["popularity_recent"] == {"days": facts["recent_days"]}
+    assert set(facts["beyond"]) == MODELS
+    for found in facts["beyond"].values():
+        assert set(found) == {f"{name}@10" for name in ("coverage", "gini", "novelty", "diversity", "ndcg_debiased")}
+        assert found["diversity@10"] is None  # the log has no genres
+    # Its filter differs by user, its lists hardly: popularity lists the fewest items and the most frequent.
+    assert facts["beyond"]["popularity"]["coverage@10"] <= facts["beyond"]["hstu"]["coverage@10"]
+    assert facts["beyond"]["popularity"]["novelty@10"] == min(one["novelty@10"] for one in facts["beyond"].values())
+
+
+def test_alarms_are_written_and_logged_as_warnings(root, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("components.ranking.facts.find_alarms", lambda *_, **facts: [f"{facts['model']} looks odd"])
+    with caplog.at_level("WARNING", logger="hstuflow"):
+        out = run_evaluation(root)
+    assert read(out, "facts")["alarms"] == ["hstu looks odd"]
+    assert [record.message for record in caplog.records] == ["alarm: hstu looks odd"]
+    monkeypatch.undo()
+    run_evaluation(root)
+
+
+def test_an_unknown_time_gives_what_the_recommender_scores_without_one(root):
+    checkpoint = root / "artifacts" / "checkpoints" / "time_split" / "hstu"
+    sequences = load_sequences(root / "artifacts" / "sequences" / "time_split")
+    scorer, _ = load_scorer(Cell(evaluate_settings(), "hstu", "time_split", sequences), checkpoint)
+    targets = find_targets(sequences, "test")
+    targets = targets.take(targets.items >= 0).forget_request_times()
+    recommender, scores = Recommender.load(checkpoint), scorer(targets)
+    for row, first, position in zip(scores, targets.firsts, targets.positions, strict=True):
+        items, times = targets.known_items[first:position], targets.known_timestamps[first:position]
+        expected = recommender.scores(items, times, resolve_request_time(times.tolist(), None))
+        np.testing.assert_allclose(row.numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_the_printed_tables_fit_into_100_columns(root, capsys):
+    run_evaluation(root, cutoffs=(10, 50, 200))
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("popularity_recent") for line in lines) == 3
+    assert max(len(line.rstrip()) for line in lines) <= 100
+    run_evaluation(root)
 
 
 def test_the_recent_window_is_the_best_one_on_validation(root, cell, tmp_path):

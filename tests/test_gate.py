@@ -6,7 +6,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from components.ranking.gate import FEW_USERS, decide, judge
+from components.ranking.gate import decide, judge
+from components.ranking.paired import FEW_USERS, Paired
 
 
 def judged(model, **baselines):
@@ -33,7 +34,7 @@ def judged(model, **baselines):
     ],
 )
 def test_the_interval_decides_and_zero_itself_belongs_to_neither_side(low, high, verdict):
-    assert decide(low, high) == verdict
+    assert decide(Paired((low + high) / 2, low, high, 0.95, 0.5, num_users=FEW_USERS)) == verdict
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(0.2, "accepted"), (0.0, "inconclusive"), (-0.2, "refused")])
@@ -47,10 +48,31 @@ def test_a_model_is_judged_by_its_paired_difference_to_the_baseline(shift, verdi
     assert (gate.p_value < 0.05) == (verdict != "inconclusive")
 
 
-def test_the_baseline_to_beat_is_the_better_one():
-    gate = judged([0.5] * 40, popularity=[0.2] * 40, popularity_recent=[0.4] * 40)
-    assert gate.baseline == "popularity_recent"
+@pytest.mark.parametrize("best", ["popularity", "popularity_recent", "item_item", "contextual"])
+def test_the_baseline_to_beat_is_the_best_of_all(best):
+    names = ("popularity", "popularity_recent", "item_item", "contextual")
+    gate = judged([0.5] * 40, **{name: [0.4 if name == best else 0.2] * 40 for name in names})
+    assert gate.baseline == best
     assert gate.difference == pytest.approx(0.1)
+    assert f"hstu - {best}, the best of 4 baselines" in gate.reasons[0]
+    assert judged([0.3] * 40, **{name: [0.4 if name == best else 0.2] * 40 for name in names}).verdict == "refused"
+
+
+def test_the_choice_of_the_best_baseline_errs_to_the_safe_side():
+    """Four baselines as good as the model: against the best of them it is accepted less often than against any one."""
+    random = torch.Generator().manual_seed(3)
+    verdicts = {"any": [], "best": []}
+    for _ in range(60):
+        model, *baselines = torch.rand(5, 40, generator=random).tolist()
+        named = dict(zip(("popularity", "popularity_recent", "item_item", "contextual"), baselines, strict=True))
+        verdicts["best"].append(judged(model, **named).verdict)
+        verdicts["any"] += [judged(model, **{name: values}).verdict for name, values in named.items()]
+    accepted, refused = (
+        {kind: found.count(verdict) / len(found) for kind, found in verdicts.items()}
+        for verdict in ("accepted", "refused")
+    )
+    assert accepted["best"] <= accepted["any"] <= 0.05
+    assert refused["best"] > refused["any"]
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,20 @@
-"""HSTU: its parameters, the layer against the formula, the way in and out, and what it must not see."""
+"""HSTU: its parameters, the layer and its levers against the formulas, the way in and out, what it must not see."""
 
 import math
 from dataclasses import replace
 from importlib import import_module
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
-from made_models import cut_out, made_batch, model_settings
+from made_models import HSTU_LEVERS, SASREC_LEVERS, cut_out, made_batch, model_settings
 from torch.nn.functional import layer_norm, normalize, silu
 
 from components.errors import SettingsError
 from components.model import build_model
 from components.model.embedding import positions
 from kernels import RelativeBias, hstu_attention
+from kernels.time_buckets import time_buckets
 
 PARITY = {"max_len": 211, "dim": 50}
 BASE = PARITY | {"num_blocks": 2, "num_heads": 1, "head_dim_qk": 50, "head_dim_v": 50}
@@ -29,9 +30,13 @@ def spread(model, factor=20.0):
     """Scale the bias tables from N(0, 0.02) to numbers that matter."""
     with torch.no_grad():
         for layer in model.layers:
-            layer.position_weight *= factor
-            layer.time_weight *= factor
+            for table in (layer.position_weight, layer.time_weight):
+                if table is not None:
+                    table *= factor
     return model.eval()
+
+
+levers = pytest.mark.parametrize("lever", HSTU_LEVERS.values(), ids=HSTU_LEVERS)
 
 
 @pytest.mark.parametrize(("recipe", "expected"), [(BASE, 36_750), (LARGE, 115_350)], ids=["base", "large"])
@@ -92,6 +97,78 @@ def test_a_layer_is_the_published_formula():
     torch.testing.assert_close(found, expected)
 
 
+def formula(layer, x, batch, *, gate=None):
+    """A layer of two heads, 4 and 3 wide, row by row and head by head in float64."""
+    z = silu(layer_norm(x, (8,), eps=1e-6) @ layer.uvqk)
+    u, v, q, k = z[:, :6], z[:, 6:12], z[:, 12:20], z[:, 20:]
+    o = torch.zeros(len(x), 6, dtype=x.dtype)
+    for (start, end), h in product(pairwise(batch.offsets.tolist()), range(2)):
+        for i in range(start, end):
+            scores = torch.stack([q[i, 4 * h : 4 * h + 4] @ k[j, 4 * h : 4 * h + 4] for j in range(start, i + 1)])
+            if layer.is_softmax:
+                weights = (scores / 2).softmax(0)  # sqrt(Dqk)
+            else:
+                weights = silu(scores + torch.stack([bias_of(layer, batch, h, i, j) for j in range(start, i + 1)])) / 20
+            o[i, 3 * h : 3 * h + 3] = weights @ v[start : i + 1, 3 * h : 3 * h + 3]
+    f = (u * layer_norm(o, (6,), eps=1e-6)) @ layer.output.weight.T + layer.output.bias
+    return x + (f if gate is None else f * torch.sigmoid(x @ gate.weight.T + gate.bias))
+
+
+def bias_of(layer, batch, h, i, j):
+    bucket = time_buckets(batch.next_timestamps[i] - batch.timestamps[j])
+    return layer.position_weight[h, 19 + j - i] + layer.time_weight[h, bucket]
+
+
+def in_float64(model):
+    batch = made_batch([6, 0, 9])
+    x = torch.randn(15, 8, dtype=torch.float64)
+    return model.double().layers[1], batch, x, RelativeBias(None, None, batch.timestamps, batch.next_timestamps)
+
+
+@pytest.mark.parametrize("lever", [{"bias_per_head": True}, {"attention": "softmax", "bias": "none"}], ids=str)
+@pytest.mark.parametrize("gated", [False, True], ids=["residual", "gated"])
+def test_each_kind_of_attention_is_its_formula(lever, gated):
+    layer, batch, x, times = in_float64(spread(build(gated_residual=gated, **lever)))
+    expected = formula(layer, x, batch, gate=layer.residual.gate)
+    torch.testing.assert_close(layer(x, batch.offsets, times), expected)
+
+
+def test_heads_whose_tables_are_equal_are_heads_that_share_them():
+    shared, per_head = spread(build()), spread(build(bias_per_head=True))
+    weights = shared.state_dict()
+    for name in weights:
+        if name.endswith(("position_weight", "time_weight")):
+            weights[name] = weights[name].expand(2, -1)
+    per_head.load_state_dict(weights)
+    batch = made_batch([7, 20, 1])
+    torch.testing.assert_close(per_head(batch), shared(batch))
+
+
+def test_a_feed_forward_network_follows_the_attention():
+    with_network = spread(build(feed_forward="gelu", gated_residual=True))
+    layer, batch, x, times = in_float64(with_network)
+    found = layer(x, batch.offsets, times)
+    layer.feed_forward, network = None, layer.feed_forward
+    attended = layer(x, batch.offsets, times)
+    normed = layer_norm(attended, (8,), layer.forward_norm.weight, layer.forward_norm.bias)
+    gate = torch.sigmoid(layer.forward_residual.gate(attended))
+    torch.testing.assert_close(found, attended + network(normed) * gate)
+
+
+def test_softmax_attention_refuses_a_bias():
+    with pytest.raises(SettingsError, match=r"train\.hstu\.bias.*observed position.*expected none"):
+        build(attention="softmax", bias="position")
+
+
+def test_a_model_that_never_saw_the_request_time_does_not_look_at_one():
+    batch = made_batch([7, 20, 1])
+    later = replace(batch, next_timestamps=batch.next_timestamps + 400 * 86_400)
+    told, untold = spread(build(request_time_dropout=0.9)), spread(build(request_time_dropout=1.0))
+    assert not torch.isclose(told(batch), told(later)).all()
+    assert torch.equal(untold(batch), untold(later))
+    assert torch.equal(untold(batch), told(replace(batch, next_timestamps=batch.timestamps)))
+
+
 def test_the_way_in_is_scaled_items_plus_places_and_the_way_out_has_length_one():
     model, batch = build(num_blocks=0).eval(), made_batch([4, 0, 2])
     places = torch.tensor([0, 1, 2, 3, 0, 1])
@@ -105,10 +182,14 @@ def test_positions_count_from_the_oldest_event():
     assert positions(torch.tensor([0, 2, 2, 5]), 5).tolist() == [0, 1, 0, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["hstu", "sasrec"])
+@pytest.mark.parametrize(
+    ("name", "lever"),
+    [("hstu", lever) for lever in HSTU_LEVERS.values()] + [("sasrec", lever) for lever in SASREC_LEVERS.values()],
+    ids=[f"hstu {lever}" for lever in HSTU_LEVERS] + [f"sasrec {lever}" for lever in SASREC_LEVERS],
+)
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 3], [20]], ids=str)
-def test_empty_batches_and_sequences_are_encoded_and_trained_on(name, lengths):
-    model = build_model(name, model_settings(), 30)
+def test_empty_batches_and_sequences_are_encoded_and_trained_on(name, lever, lengths):
+    model = build_model(name, model_settings(**lever), 30)
     y = model(made_batch(lengths))
     assert y.shape == (sum(lengths), 8)
     (y.sum() + model.item_vectors().sum()).backward()
@@ -116,8 +197,9 @@ def test_empty_batches_and_sequences_are_encoded_and_trained_on(name, lengths):
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_a_row_sees_neither_later_events_nor_other_sequences(backend):
-    model, batch = spread(build(backend=backend)), made_batch([7, 20, 1])
+@levers
+def test_a_row_sees_neither_later_events_nor_other_sequences(lever, backend):
+    model, batch = spread(build(backend=backend, **lever)), made_batch([7, 20, 1])
     before = model(batch)
     items = batch.items.clone()
     items[11:] = (items[11:] + 1) % 30
@@ -126,8 +208,9 @@ def test_a_row_sees_neither_later_events_nor_other_sequences(backend):
     assert not torch.isclose(after[11:], before[11:]).all(dim=1).any()
 
 
-def test_a_history_is_encoded_the_same_alone_and_in_a_batch():
-    model, batch = spread(build()), made_batch([7, 20, 1, 0, 12])
+@levers
+def test_a_history_is_encoded_the_same_alone_and_in_a_batch(lever):
+    model, batch = spread(build(**lever)), made_batch([7, 20, 1, 0, 12])
     together = model(batch)
     for b, (start, end) in enumerate(zip(batch.offsets[:-1], batch.offsets[1:], strict=True)):
         torch.testing.assert_close(model(cut_out(batch, b)), together[start:end])
@@ -141,10 +224,11 @@ def test_the_request_time_changes_the_last_row_only():
     assert changed.tolist() == [False] * 8 + [True]
 
 
-def test_backends_give_the_same_training_gradients_dropout_included():
+@levers
+def test_backends_give_the_same_training_gradients_dropout_included(lever):
     gradients = []
     for backend in ("reference", "torch", "cpu"):
-        model = spread(build(backend=backend, dropout=0.3)).train()
+        model = spread(build(backend=backend, dropout=0.3, **lever)).train()
         torch.manual_seed(7)
         (model(made_batch([5, 20, 0, 13])) @ torch.ones(8)).sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})

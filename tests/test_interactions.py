@@ -11,12 +11,14 @@ from components.errors import StateError
 from components.interactions import (
     INTERACTIONS,
     list_partitions,
+    locate_rows,
     months_of,
     read_interactions,
     read_items,
     read_key_table,
     read_keys,
     read_manifest,
+    read_rows,
     write_items,
     write_keys,
     write_partitions,
@@ -116,3 +118,37 @@ def test_a_damaged_quarantine_is_named_with_what_to_run(tmp_path: Path, spoil):
     spoil(bad)
     with pytest.raises(StateError, match=r"quarantine\.parquet: cannot be read.*dvc repro validate"):
         read_interactions(tmp_path, quarantine=bad)
+
+
+def six_days() -> pa.Table:
+    return events(*((row, 10 * row, 86_400 * day) for row, day in enumerate((0, 1, 40, 41, 42, 100))))
+
+
+def made_months(folder: Path) -> Path:
+    write_partitions(folder, six_days())
+    return folder
+
+
+def test_only_the_columns_asked_for_are_read_less_the_quarantine(tmp_path: Path):
+    data, bad = made_months(tmp_path / "data"), tmp_path / "bad.parquet"
+    pq.write_table(pa.table({"partition": ["1970-02", "1970-04"], "row": [1, 0], "reason": ["x", "x"]}), bad)
+    log = read_interactions(data, quarantine=bad, columns=("item_id", "timestamp"))
+    assert log.column_names == ["item_id", "timestamp"]
+    assert log["item_id"].to_pylist() == [0, 10, 20, 40]
+
+
+@pytest.mark.parametrize("positions", [[0, 5], [1, 2, 4], [3], [0, 1, 2, 3, 4, 5]])
+def test_rows_are_found_by_their_position_in_the_whole_log(tmp_path, positions):
+    data = made_months(tmp_path)
+    rows, places = read_interactions(data).take(positions), locate_rows(data, np.array(positions))
+    assert places.to_pylist() == rows.select(["partition", "row"]).to_pylist()
+    assert read_rows(data, places).to_pylist() == rows.to_pylist()
+
+
+def test_no_position_has_no_place(tmp_path: Path):
+    assert locate_rows(made_months(tmp_path), np.zeros(0, np.int64)).num_rows == 0
+
+
+def test_a_log_without_events_has_no_file(tmp_path: Path):
+    write_partitions(tmp_path, six_days().slice(0, 0))
+    assert not (tmp_path / "interactions").exists()

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from components.baselines.popularity import SECONDS_PER_DAY, count_items, fit_popularity
 from components.dataset import Sequences
-from components.model.popularity import SECONDS_PER_DAY, count_items, fit_popularity
 
 DAYS = [0, 8, 9, 10, 19, 20, 0, 9, 9, 15, 25]  # T1 = day 10, T2 = day 20
 

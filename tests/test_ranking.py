@@ -9,11 +9,13 @@ import torch
 from made_evaluations import COLD
 from made_logs import DAY, build, train_settings, walking_log, write_log
 
+from components.baselines.popularity import PopularityScorer
 from components.dataset import load_sequences, make_batch
 from components.metrics import expected_hit_rate, measure
 from components.model import build_model
-from components.ranking.blocks import ModelScorer, PopularityScorer, encode_histories, mark_seen, rank_catalogue
+from components.ranking.blocks import ModelScorer, encode_histories, rank_catalogue
 from components.ranking.targets import find_targets
+from components.ranking.tiles import mark_seen
 
 MAX_LEN = 8  # shorter than most histories, so both kinds of windows occur
 
@@ -50,7 +52,7 @@ def known(targets):
 
 
 def rank(scorer, targets, num_items, block_bytes=1 << 20):
-    return rank_catalogue({"it": scorer}, targets, num_items, block_bytes=block_bytes, what="ranking")["it"]
+    return rank_catalogue({"it": scorer}, targets, num_items, block_bytes=block_bytes, what="ranking", top=5)["it"]
 
 
 @pytest.mark.parametrize("name", ["hstu", "sasrec"])
@@ -65,6 +67,25 @@ def test_shared_windows_give_the_scores_of_each_history_encoded_alone(sequences,
             torch.testing.assert_close(together[index], alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["hstu", "sasrec"])
+def test_without_a_request_time_each_history_is_encoded_as_if_asked_right_after_it(sequences, targets, name):
+    model, unknown = made_model(sequences, name), known(targets).forget_request_times()
+    with torch.no_grad():
+        together = encode_histories(model, unknown, MAX_LEN)
+        for index, (first, position) in enumerate(zip(unknown.firsts, unknown.positions, strict=True)):
+            history = unknown.known_items[first:position], unknown.known_timestamps[first:position]
+            alone = model(make_batch([history], [int(history[1][-1])], max_len=MAX_LEN))[-1]
+            torch.testing.assert_close(together[index], alone, rtol=0, atol=1e-5)
+
+
+def test_the_request_time_matters_unless_the_scorer_does_not_look_at_it(sequences, targets):
+    model, told = made_model(sequences), known(targets)
+    scores = {uses: ModelScorer(model, MAX_LEN, uses_request_time=uses) for uses in (True, False)}
+    assert not torch.allclose(scores[True](told), scores[True](told.forget_request_times()), rtol=0, atol=1e-3)
+    assert torch.equal(scores[False](told), scores[False](told.forget_request_times()))
+    assert torch.equal(scores[False](told), scores[True](told))
+
+
 @pytest.mark.parametrize("events_a_batch", [1, 10, 100_000])
 def test_an_encoding_does_not_depend_on_the_batch(sequences, targets, events_a_batch):
     model, targets = made_model(sequences), known(targets)
@@ -74,11 +95,12 @@ def test_an_encoding_does_not_depend_on_the_batch(sequences, targets, events_a_b
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("block_bytes", [1, 1000, 1 << 24])
-def test_ranks_do_not_depend_on_the_block_size(sequences, targets, block_bytes):
+@pytest.mark.parametrize("block_bytes", [1, 1000, 5000, 1 << 24])
+def test_ranks_and_top_lists_do_not_depend_on_the_block_size(sequences, targets, block_bytes):
     for scorer in (ModelScorer(made_model(sequences), MAX_LEN), PopularityScorer(np.arange(sequences.num_items) % 4)):
         expected = rank(scorer, targets, sequences.num_items)
         found = rank(scorer, targets, sequences.num_items, block_bytes)
+        assert torch.equal(found["top"], expected["top"])
         for kind in ("filtered", "unfiltered"):
             assert torch.equal(found[kind].above, expected[kind].above)
             assert torch.equal(found[kind].tied, expected[kind].tied)
@@ -113,14 +135,14 @@ def test_the_target_s_own_time_moves_its_scores(sequences, targets):
 
 def test_the_whole_history_is_filtered_but_a_repeated_target_is_not(sequences, targets):
     targets = known(targets)
-    seen = mark_seen(targets, sequences.num_items)
+    seen = mark_seen(targets, slice(0, sequences.num_items))
     for row, item, first, stop in zip(seen, targets.items, targets.firsts, targets.positions, strict=True):
         assert set(row.nonzero().flatten().tolist()) == set(targets.known_items[first:stop].tolist()) - {item}
 
 
 def test_a_constant_scorer_gets_chance_level_among_what_may_be_ranked(sequences, targets):
     ranks = rank(PopularityScorer(np.ones(sequences.num_items, dtype=np.int64)), targets, sequences.num_items)
-    rankable = sequences.num_items - mark_seen(known(targets), sequences.num_items).sum(1)
+    rankable = sequences.num_items - mark_seen(known(targets), slice(0, sequences.num_items)).sum(1)
     chance = np.zeros(len(targets))
     chance[targets.items >= 0] = (10 / rankable).clamp(max=1)
     assert expected_hit_rate(ranks["filtered"], 10).tolist() == pytest.approx(chance.tolist())

@@ -124,7 +124,7 @@ def test_titles_and_ids_are_the_logs_own(tmp_path):
 def test_equal_scores_are_ordered_by_catalogue_row(tmp_path):
     folder = write_checkpoint(tmp_path / "tied", list("abcd"))
     recommender = Recommender.load(folder)
-    recommender._items_XD = torch.ones_like(recommender._items_XD)
+    recommender._items = (torch.ones_like(recommender._items[0]),)
     assert item_ids(recommender.recommend([("a", 1)], 4, exclude_seen=False)) == list("abcd")
 
 

@@ -145,7 +145,7 @@ def test_an_inconclusive_model_is_promoted_with_its_label_and_a_warning(workspac
     with caplog.at_level(logging.WARNING):
         assert workspace.promote()
     assert workspace.champion["verdict"] == "inconclusive"
-    assert "the gate could not tell hstuflow:v1 from the popularity baseline" in caplog.text
+    assert "the gate could not tell hstuflow:v1 from the best baseline" in caplog.text
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made_logs import DAY, build, walking_log, write_log
 
-from components.dataset import iterate_training_batches, load_sequences
+from components.dataset import load_sequences
 from components.errors import StateError
 from components.sequences import number_items
 from components.settings import SequencesSettings
@@ -215,40 +215,3 @@ def test_a_missing_or_damaged_file_is_named_with_the_step_that_makes_it(tmp_path
 
 def test_an_item_after_the_last_of_the_catalogue_is_unknown():
     assert number_items(np.array([99, 5, 7, 1]), np.array([5, 7])).tolist() == [-1, 0, 1, -1]
-
-
-@pytest.mark.parametrize("protocol", ["time_split", "leave_one_out"])
-@settings(max_examples=15, deadline=None)
-@given(data=st.data())
-def test_changing_held_out_events_leaves_the_whole_training_input_as_it_was(tmp_path_factory, protocol, data):
-    log = walking_log(num_users=8, num_items=9, num_events=8)
-    root = tmp_path_factory.mktemp("log")
-    before = build(write_log(root / "before", log), protocol) / protocol
-    after = build(write_log(root / "after", change_held_out(log, before, data.draw)), protocol) / protocol
-    assert (before / "catalogue.parquet").read_bytes() == (after / "catalogue.parquet").read_bytes()
-    assert training_bytes(before) == training_bytes(after)
-
-
-def change_held_out(log, folder, draw):
-    """Give held-out events other items, and the last ones a later time; boundaries stay, because order does."""
-    loaded = load_sequences(folder)
-    rows = sorted(range(len(log)), key=lambda row: (log[row][0], log[row][2], row))
-    parts = dict(zip(rows, parts_of(loaded, log), strict=True))
-    changed = []
-    for row, (user, item, time) in enumerate(log):
-        is_last = parts[row] == 2 and time > (loaded.split["valid_end"] or 0)
-        new_item = draw(st.integers(1, 60)) if parts[row] else item
-        changed.append((user, new_item, time + (draw(st.integers(0, 90)) * DAY + 1 if is_last else 0)))
-    return changed
-
-
-def training_bytes(folder):
-    """Every byte of an epoch of training batches."""
-    batches = iterate_training_batches(load_sequences(folder), max_len=5, batch_size=3, seed=1, epoch=2)
-    tensors = [
-        tensor
-        for batch, targets in batches
-        for tensor in (batch.items, batch.timestamps, batch.next_timestamps, batch.offsets, targets)
-    ]
-    assert tensors
-    return b"".join(tensor.numpy().tobytes() for tensor in tensors)

@@ -1,12 +1,23 @@
 """What is predicted, from which history, and which windows the model must see for it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from made_evaluations import COLD
 from made_logs import build, walking_log, write_log
 
 from components.dataset import Sequences, load_sequences
-from components.ranking.targets import find_encoder_windows, find_repeats, find_targets, find_tied
+from components.ranking.targets import (
+    Targets,
+    choose_evenly,
+    find_encoder_windows,
+    find_repeats,
+    find_targets,
+    find_tied,
+)
 
 
 def made_sequences():
@@ -61,3 +72,49 @@ def test_each_target_s_window_ends_with_its_own_last_events(tmp_path, max_len):
     assert (stops >= targets.positions).all()
     fits = targets.history_lengths <= max_len
     assert len(windows) == (~fits).sum() + len(np.unique(targets.users[fits]))
+
+
+def test_a_target_is_asked_for_at_its_own_time_or_at_that_of_the_last_known_event():
+    targets = find_targets(made_sequences(), "test")
+    assert targets.request_times.tolist() == [20, 21, 22, 23]
+    assert targets.forget_request_times().request_times.tolist() == [6, 20, 20, 23]
+
+
+def test_a_target_asked_for_at_another_time_has_a_window_of_its_own():
+    targets = find_targets(made_sequences(), "test")
+    known = targets.take(targets.items >= 0)  # user 0 at time 20 and 22, user 1 at 23 right after an event of time 23
+    assert find_encoder_windows(known, 9)[0].tolist() == [[0, 4], [5, 6]]
+    windows, window_of_target = find_encoder_windows(known.forget_request_times(), 9)
+    assert windows.tolist() == [[0, 3], [0, 4], [5, 6]]
+    assert window_of_target.tolist() == [0, 1, 2]
+
+
+def test_a_time_that_is_the_target_s_own_by_chance_is_shared_only_with_neighbours():
+    """Targets and windows ascend together, so what lies between two targets that could share parts them."""
+    targets = find_targets(made_sequences(), "test")
+    known = targets.take(np.array([0, 0, 2]))
+    times = known.known_timestamps[known.positions].copy()
+    times[1] -= 1
+    windows, window_of_target = find_encoder_windows(dataclasses.replace(known, request_times=times), 9)
+    assert window_of_target.tolist() == [0, 1, 2]
+    assert windows.tolist() == [[0, 3], [0, 3], [0, 4]]
+
+
+made_users = st.lists(st.integers(1, 12), min_size=1, max_size=8)
+
+
+@given(made_users, st.integers(1, 40))
+def test_an_even_choice_is_small_enough_and_everything_where_that_is_small_enough(counts, at_most):
+    users = np.repeat(np.arange(len(counts)), counts)
+    nothing = np.zeros(len(users), dtype=np.int64)
+    chosen = choose_evenly(Targets(nothing, users, *[nothing] * 6), at_most)
+    assert 1 <= chosen.sum() <= at_most
+    if len(users) <= at_most:
+        assert chosen.all()
+
+
+def test_an_even_choice_takes_the_middle_of_every_few_targets_of_a_user():
+    users = np.array([0] * 7 + [1] + [2] * 4)
+    nothing = np.zeros(len(users), dtype=np.int64)
+    chosen = choose_evenly(Targets(nothing, users, *[nothing] * 6), 7)  # of every two the second
+    assert np.flatnonzero(chosen).tolist() == [1, 3, 5, 6, 7, 9, 11]

@@ -1,6 +1,7 @@
 """The trainer learns, repeats itself bit for bit, resumes anywhere, and stops where it must."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from made_logs import build, train_settings, walking_log, write_log
+from made_models import HSTU_LEVERS, SASREC_LEVERS
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
@@ -22,6 +24,13 @@ from components.fitting.loop import Trainer, best_epoch, derive_seed, determinis
 from components.fitting.runs import Run, hash_run, prune_runs
 from components.training import CODE
 
+TRAINING_LEVERS = {
+    "cycles": {"cycles": 2},
+    "stochastic length": {"stochastic_length": 1.3},
+    "request time dropout": {"request_time_dropout": 0.5},
+    "no request time": {"request_time_dropout": 1.0},
+    "random windows": {"windows": "random"},
+}
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
@@ -71,6 +80,27 @@ def test_loss_falls_and_validation_rises_where_order_can_be_learnt(sequences, na
     assert epochs[-1]["valid_ndcg@10"] > epochs[0]["valid_ndcg@10"]
 
 
+@pytest.mark.parametrize("lever", HSTU_LEVERS.values(), ids=HSTU_LEVERS)
+def test_hstu_learns_with_each_of_its_levers(sequences, lever):
+    assert_learns(sequences, "hstu", lever)
+
+
+@pytest.mark.parametrize("lever", SASREC_LEVERS.values(), ids=SASREC_LEVERS)
+def test_sasrec_learns_with_each_of_its_levers(sequences, lever):
+    assert_learns(sequences, "sasrec", lever)
+
+
+@pytest.mark.parametrize("lever", TRAINING_LEVERS.values(), ids=TRAINING_LEVERS)
+def test_training_learns_with_each_of_its_levers(sequences, lever):
+    assert_learns(sequences, "hstu", lever)
+
+
+def assert_learns(sequences, name, lever):
+    two_heads = {"num_heads": 2, "head_dim_qk": 4, "head_dim_v": 4}
+    epochs = fit(sequences, name=name, **(two_heads | lever))[-1].epochs
+    assert epochs[-1]["loss"] < epochs[0]["loss"]
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_one_does_not(sequences):
     first, again, other = (fit(sequences, seed=seed, epochs=2)[-1].weights for seed in (1, 1, 2))
     assert bits(first) == bits(again)
@@ -92,12 +122,21 @@ def test_only_several_threads_on_a_cpu_need_deterministic_algorithms(device, num
 @pytest.mark.parametrize("loss", ["full", "sampled", "shared"])
 @pytest.mark.parametrize("saved", [1, 3])
 def test_resuming_after_any_epoch_ends_in_the_same_bits(sequences, tmp_path, loss, saved):
-    undisturbed = fit(sequences, loss=loss)
+    assert_resumes(sequences, tmp_path, saved, loss=loss)
+
+
+@pytest.mark.parametrize("lever", TRAINING_LEVERS.values(), ids=TRAINING_LEVERS)
+def test_resuming_with_a_lever_on_ends_in_the_same_bits(sequences, tmp_path, lever):
+    assert_resumes(sequences, tmp_path, 2, **lever)
+
+
+def assert_resumes(sequences, tmp_path, saved, **changes):
+    undisturbed = fit(sequences, **changes)
     run = Run(tmp_path, "run")
     run.folder.mkdir()
     run.save(undisturbed[saved - 1])
     torch.rand(17)  # whatever the process did with its random numbers meanwhile
-    resumed = fit(sequences, state=run.load(), loss=loss)
+    resumed = fit(sequences, state=run.load(), **changes)
     assert [state.epochs[-1]["epoch"] for state in resumed] == list(range(saved + 1, 5))
     assert bits(resumed[-1].weights) == bits(undisturbed[-1].weights)
     assert bits(resumed[-1].best_weights) == bits(undisturbed[-1].best_weights)
@@ -183,9 +222,16 @@ def test_a_backend_that_does_not_run_here_is_a_wrong_setting(folder, tmp_path):
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
-    settings = SimpleNamespace(learning_rate=1.0, warmup_steps=4, schedule="cosine")
+    settings = SimpleNamespace(learning_rate=1.0, warmup_steps=4, schedule="cosine", cycles=1)
     rates = [learning_rate_at(settings, step, 14) for step in (0, 3, 4, 9, 13, 14)]
     assert rates == pytest.approx([0.25, 1.0, 1.0, 0.5, 0.0245, 0.0], abs=1e-4)
+
+
+def test_each_cycle_is_half_a_cosine_and_only_the_first_has_a_warm_up():
+    settings = SimpleNamespace(learning_rate=1.0, warmup_steps=4, schedule="cosine", cycles=3)
+    rates = [learning_rate_at(settings, step, 34) for step in range(35)]
+    half_cosine = [(1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0] + 3 * half_cosine + [0.0], abs=1e-12)
 
 
 def test_a_constant_schedule_stays_at_the_learning_rate():

@@ -65,7 +65,7 @@ def distinct(ids: pd.Series) -> np.ndarray:
 
 def sketch(ids: np.ndarray) -> np.ndarray:
     """Return the smallest SKETCH_SIZE hashes (uint64, ascending) of distinct int64 `ids`."""
-    return np.sort(_hash(ids))[:SKETCH_SIZE]
+    return np.sort(hash_ids(ids))[:SKETCH_SIZE]
 
 
 def share_of_new(ids: np.ndarray, promoted: np.ndarray) -> float:
@@ -73,14 +73,14 @@ def share_of_new(ids: np.ndarray, promoted: np.ndarray) -> float:
 
     0.0 when no id falls into the sample: then the log has a thousandth of the ids it had, and volume_ratio says so.
     """
-    hashes = _hash(ids)
+    hashes = hash_ids(ids)
     if len(promoted) == SKETCH_SIZE:
         hashes = hashes[hashes <= promoted[-1]]
     return float(1.0 - np.isin(hashes, promoted).mean()) if len(hashes) else 0.0
 
 
-def _hash(ids: np.ndarray) -> np.ndarray:
-    """Mix int64 ids to uniform uint64: the finalizer of splitmix64 (Steele, Lea & Flood 2014), a bijection."""
+def hash_ids(ids: np.ndarray) -> np.ndarray:
+    """Mix int64 or uint64 to uniform uint64: the finalizer of splitmix64 (Steele, Lea & Flood 2014), a bijection."""
     bits = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from components.expectations.repeats import find_repeats
 from components.interactions import INTERACTIONS
 from components.settings import ValidateSettings
 
@@ -126,7 +127,7 @@ def event_frame(log: pa.Table, items: pa.Array) -> pd.DataFrame:
     actions = log.column("action").dictionary_encode()  # a few names: 4 bytes a row instead of a string
     frame = log.set_column(log.column_names.index("action"), "action", actions).to_pandas(types_mapper=_nullable)
     frame["rating_is_number"] = ~_is_nan(log.column("rating"))
-    frame["is_first"] = ~frame.duplicated(EVENT, keep="first")
+    frame["is_first"] = ~find_repeats(frame, EVENT, keep="first")
     if len(items):
         # a null id is judged once, by item_id_null: it counts as known here
         known = pc.or_(pc.is_null(log.column("item_id")), pc.is_in(log.column("item_id"), value_set=items))
@@ -141,7 +142,7 @@ def measure(kept: pd.DataFrame, num_rows: int) -> dict[str, float]:
         "num_events": len(kept),
         "num_users": int(kept["user_id"].nunique()),
         "num_items": int(kept["item_id"].nunique()),
-        "tied_share": float(kept.duplicated(["user_id", "timestamp"], keep=False).mean()) if len(kept) else 0.0,
+        "tied_share": float(find_repeats(kept, ["user_id", "timestamp"], keep=False).mean()) if len(kept) else 0.0,
     }
 
 

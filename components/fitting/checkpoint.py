@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from components.baselines.popularity import fit_popularity
 from components.dataset import Sequences
 from components.files import replacing_file, write_json
 from components.fitting.runs import Weights
-from components.model.popularity import fit_popularity
 from kernels import choose_backend
 
 POPULAR_DAYS = 30

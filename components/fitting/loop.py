@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from components.console import Progress, log
-from components.dataset import Batch, Sequences, find_training_windows, iterate_training_batches
+from components.dataset import Batch, Sequences, find_training_windows, iterate_training_batches, rows_of_ranges
 from components.errors import SettingsError, StateError
 from components.fitting.allocator import keep_freed_memory
 from components.fitting.optimizer import AdamW
@@ -52,7 +52,8 @@ class Trainer:
         self.validation = ValidationPart(sequences, settings.max_len)
         torch.manual_seed(settings.seed)
         self.model = build_model(name, settings, sequences.num_items).to(device)
-        self.loss = make_loss(settings, sequences.num_items)
+        counts_X = count_targets(sequences, windows)
+        self.loss = make_loss(settings, sequences.num_items, item_counts=counts_X, head=self.model.head)
         self.optimizer = AdamW(self.model, weight_decay=settings.weight_decay)
         self._events_per_second = 0.0
 
@@ -109,7 +110,14 @@ class Trainer:
         torch.manual_seed(derive_seed(settings.seed, epoch, _LEARNING))
         negatives = torch.Generator(self.device).manual_seed(derive_seed(settings.seed, epoch, _NEGATIVES))
         batches = iterate_training_batches(
-            self.sequences, max_len=settings.max_len, batch_size=settings.batch_size, seed=settings.seed, epoch=epoch
+            self.sequences,
+            max_len=settings.max_len,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            epoch=epoch,
+            windows=settings.windows,
+            stochastic_length=settings.stochastic_length,
+            request_time_dropout=settings.request_time_dropout,
         )
         total, seen, started = 0.0, 0, time.monotonic()
         self.model.train()
@@ -149,18 +157,29 @@ class Trainer:
         )
 
 
+def count_targets(sequences: Sequences, windows: np.ndarray) -> Tensor:
+    """Return (X,) int64: how often each item is a target of the training windows (W, 2)."""
+    rows = rows_of_ranges(windows[:, 0] + 1, windows[:, 1] - windows[:, 0])
+    return torch.from_numpy(np.bincount(sequences.items[rows], minlength=sequences.num_items))
+
+
 def best_epoch(epochs: list[dict[str, Any]]) -> int:
     """Return the epoch with the highest validation NDCG@10, the first of equals; 0 where none is finished."""
     return max(epochs, key=lambda facts: (facts[VALID_METRIC], -facts["epoch"]))["epoch"] if epochs else 0
 
 
 def learning_rate_at(settings: TrainSettings, step: int, total_steps: int) -> float:
-    """Linear warm-up to `learning_rate`, then constant or half a cosine down to 0 at `total_steps`."""
+    """Linear warm-up to `learning_rate`, then constant or `cycles` half cosines, each from there down to 0.
+
+    The cycles share what the warm-up leaves of `total_steps` equally: SGDR (arXiv 1608.03983) without growth.
+    """
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
         return settings.learning_rate
     done = (step - settings.warmup_steps) / max(total_steps - settings.warmup_steps, 1)
+    done = done * settings.cycles
+    done -= min(math.floor(done), settings.cycles - 1)  # of the cycle; the last ends in 1, not at the start of another
     return settings.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 

@@ -1,6 +1,6 @@
 """The models. `build_model(name, settings, num_items)` gives one whose forward(Batch) returns unit vectors (L, D).
 
-Scores are y @ model.item_vectors().T; the temperature belongs to the loss.
+Scores are model.score(y); the temperature belongs to the loss.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Softmax cross-entropy and its gradients in one sweep over blocks of rows, without an (M, C) tensor in memory.
 
-    loss_i = -p_i + ln(exp(p_i) + w sum_c [c is not i's target] exp(s_ic))
+    loss_i = -p_i + ln(exp(p_i) + sum_c [c is not i's target] w_c exp(s_ic))
     p_i = <y_i, x_target(i)> / T,   s_ic = <y_i, x_c> / T
 
 A block's scores become the derivatives of the loss by them, and those are multiplied back into dy and dx, while they
@@ -29,8 +29,8 @@ class Competitors(Protocol):
     """What the targets compete with; `rows` says which of the M rows a block holds."""
 
     @property
-    def weight(self) -> float:
-        """w: how many items a competitor stands for."""
+    def weight(self) -> float | Tensor:
+        """w: how many items a competitor stands for; (C,) where they differ."""
 
     def floats_per_row(self, table_XD: Tensor) -> int:
         """Return how much memory one row of a block takes."""
@@ -50,7 +50,7 @@ class WholeTable:
     """Every vector of the table, the target's among them: with the catalogue as table, the exact softmax."""
 
     targets: Tensor  # (M,) int64, rows of the table
-    weight: float = 1.0
+    weight: float | Tensor = 1.0
 
     def floats_per_row(self, table_XD: Tensor) -> int:
         """See `Competitors`."""
@@ -208,7 +208,7 @@ class _Block:
         highest_R1 = torch.maximum(scores_RC.amax(1, keepdim=True), p_R1)
         self.g_RC = scores_RC.sub_(highest_R1).exp_()
         competitors.hide_targets(self.g_RC, rows)
-        if competitors.weight != 1:
+        if isinstance(competitors.weight, Tensor) or competitors.weight != 1:
             self.g_RC.mul_(competitors.weight)
         self.exp_p_R1 = (p_R1 - highest_R1).exp()
         self.total_R1 = self.exp_p_R1 + self.g_RC.sum(1, keepdim=True)

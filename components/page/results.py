@@ -5,7 +5,7 @@ Files: docs/architecture.md, `artifacts/evaluation/<protocol>/<model>/` and `art
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,6 @@ from typing import Any
 from components.errors import SettingsError, StateError
 from components.files import read_json
 from components.settings import Settings
-
-BASELINES = ("popularity", "popularity_recent")
 
 Metrics = dict[str, dict[str, dict[str, dict[str, float]]]]  # condition -> model -> metric -> value, low, high
 
@@ -30,6 +28,7 @@ class Result:
     facts: dict[str, Any]
     examples: list[dict[str, Any]]
     checkpoint: dict[str, Any]
+    folder: Path
 
 
 def read_results(settings: Settings, artifacts: Path) -> dict[tuple[str, str], Result]:
@@ -83,6 +82,16 @@ def sort_metrics(names: Iterable[str]) -> list[str]:
     return sorted(names, key=place)
 
 
+def find_hit_rate(headline: str, names: Sequence[str]) -> str:
+    """Return the hit rate that stands beside the headline metric: with the same k, else the first.
+
+    >>> find_hit_rate("ndcg@10", ["hr@5", "hr@10"]), find_hit_rate("mrr", ["hr@5", "hr@10"])
+    ('hr@10', 'hr@5')
+    """
+    wanted = f"hr@{headline.partition('@')[2]}"
+    return wanted if wanted in names else next(name for name in names if name.startswith("hr@"))
+
+
 def read_written(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
     """Read a JSON file that an earlier step writes; raises StateError where it did not."""
     if not path.exists():
@@ -95,6 +104,7 @@ def _read_result(protocol: str, model: str, artifacts: Path) -> Result:
     return Result(
         model=model,
         protocol=protocol,
+        folder=folder,
         **{name: read_written(folder / f"{name}.json") for name in ("metrics", "gate", "facts", "examples")},
         checkpoint=read_written(artifacts / "checkpoints" / protocol / model / "checkpoint.json"),
     )

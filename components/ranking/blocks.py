@@ -2,14 +2,16 @@
 
 Filtered: items of the user's whole history (not only of the model's last max_len events) are taken out of the ranking.
 A target that is itself in the history, a repeat, stays in: it would otherwise be a miss whatever the model says.
-Scores come from a `Scorer`, so a model and a popularity count are ranked by the same code.
-Shapes: T targets of a block, X catalogue size, D width, L events of an encoder batch, W windows.
+Scores come from a `Scorer`, so a model and a popularity count are ranked by the same code; of a `WideScorer` a block
+needs no whole row of scores, so a catalogue of any size fits (components/ranking/tiles.py counts).
+Shapes: T targets of a block, X catalogue size, C items of a tile, D width, L events of an encoder batch, W windows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeGuard
 
 import numpy as np
 import torch
@@ -17,14 +19,14 @@ from torch import Tensor
 
 from components.console import Progress
 from components.dataset import Batch, iterate_in_blocks, rows_of_ranges
-from components.metrics import Ranks, rank_targets
+from components.metrics import Ranks
 from components.ranking.targets import Targets, find_encoder_windows
+from components.ranking.tiles import BlockRanks, ScoreItems, SeenItems, Shape, choose_shape, rank_block
 
 if TYPE_CHECKING:
     from components.model import SequenceModel
 
 EVENTS_A_BATCH = 8_192  # activations of one encoder batch: about 8 KB an event at D = 50
-_BYTES_A_SCORE = 8  # float32 score, its masked copy's byte mask, and the booleans of two comparisons
 
 
 class Scorer(Protocol):
@@ -35,78 +37,107 @@ class Scorer(Protocol):
         ...
 
 
+class WideScorer(Scorer, Protocol):
+    """Also scores a part of the catalogue, as catalogues need of which a few rows of scores fill the memory."""
+
+    def encode(self, targets: Targets) -> Any:  # noqa: ANN401 - what the scorer likes
+        """Return what of the scores depends on the targets only."""
+        ...
+
+    def score_items(self, encoded: Any, items: slice | np.ndarray) -> Tensor:  # noqa: ANN401
+        """Return (T, C): the scores of a range or a list of items; the caller may overwrite them."""
+        ...
+
+
+class Ranking(TypedDict):
+    """What one scorer made of all targets; those with unknown items are misses, with empty top lists."""
+
+    filtered: Ranks
+    unfiltered: Ranks
+    top: Tensor  # (T, K) int64, the filtered ranking's K best items, best first; -1 where there are fewer
+
+
 class ModelScorer:
-    """Cosine of encoded history and item vector."""
+    """The model's own score of encoded history and item.
 
-    def __init__(self, model: SequenceModel, max_len: int) -> None:
-        self._model, self._max_len = model, max_len
+    One that looks at no request time may say so: whatever the targets' are, their histories then share windows.
+    """
+
+    def __init__(self, model: SequenceModel, max_len: int, *, uses_request_time: bool = True) -> None:
+        self._model, self._max_len, self._uses_request_time = model, max_len, uses_request_time
         with torch.inference_mode():
-            self._vectors_XD = model.item_vectors()
+            self._items = model.item_side()
 
     def __call__(self, targets: Targets) -> Tensor:
         """Return (T, X)."""
         with torch.inference_mode():
-            scores_TX: Tensor = encode_histories(self._model, targets, self._max_len) @ self._vectors_XD.T
-        return scores_TX
+            return self._model.score(self.encode(targets), self._items)
 
+    def encode(self, targets: Targets) -> Tensor:
+        """Return (T, D)."""
+        timed = targets if self._uses_request_time else targets.restore_request_times()
+        with torch.inference_mode():
+            return encode_histories(self._model, timed, self._max_len)
 
-class PopularityScorer:
-    """The same score for everybody: how often each item occurred, (X,)."""
-
-    def __init__(self, counts: np.ndarray) -> None:
-        # Ranks of counts instead of counts: exact in float32, which counts above 2**24 are not.
-        _, places = np.unique(counts, return_inverse=True)
-        self._scores_X = torch.from_numpy(places).float()
-
-    def __call__(self, targets: Targets) -> Tensor:
-        """Return (T, X)."""
-        return self._scores_X.repeat(len(targets), 1)
+    def score_items(self, encoded: Tensor, items: slice | np.ndarray) -> Tensor:
+        """Return (T, C)."""
+        with torch.inference_mode():
+            return self._model.score(encoded, tuple(part[items] for part in self._items))
 
 
 @torch.inference_mode()
 def rank_catalogue(
-    scorers: Mapping[str, Scorer], targets: Targets, num_items: int, *, block_bytes: int, what: str
-) -> dict[str, dict[str, Ranks]]:
-    """Rank each target by each scorer: {scorer: {"filtered": Ranks, "unfiltered": Ranks}} over all targets.
+    scorers: Mapping[str, Scorer], targets: Targets, num_items: int, *, block_bytes: int, what: str, top: int = 0
+) -> dict[str, Ranking]:
+    """Rank each target by each scorer, and list the `top` best items of each filtered ranking.
 
-    A target whose item is unknown is a miss and never scored. `what` names the work on the progress line.
+    A target whose item is unknown is a miss and never scored. `what` names the work on the progress line, which counts
+    a target once for each scorer.
     """
     known = np.flatnonzero(targets.items >= 0)
-    found: dict[str, dict[str, list[Ranks]]] = {name: {"filtered": [], "unfiltered": []} for name in scorers}
-    block_size = max(1, block_bytes // (_BYTES_A_SCORE * num_items))
-    with Progress(what, total=len(known)) as progress:
-        for block in iterate_in_blocks(len(known), block_size):
-            part = targets.take(known[block])
-            seen_TX = mark_seen(part, num_items)
-            for name, scorer in scorers.items():
-                unfiltered, filtered = _rank_block(scorer(part), part, seen_TX)
-                found[name]["unfiltered"].append(unfiltered)
-                found[name]["filtered"].append(filtered)
-            progress.advance(len(part))
-    return {
-        name: {kind: _spread(blocks, known, len(targets)) for kind, blocks in kinds.items()}
-        for name, kinds in found.items()
-    }
+    found: dict[str, list[BlockRanks]] = {name: [] for name in scorers}
+    with Progress(what, total=len(known) * len(scorers)) as progress:
+        for shape, names in _share_out(scorers, num_items, block_bytes).items():
+            for block in iterate_in_blocks(len(known), shape.rows):
+                part = targets.take(known[block])
+                seen = SeenItems(part)
+                for name in names:
+                    score = _scoring(scorers[name], part, is_whole=shape.width == num_items)
+                    found[name].append(rank_block(score, part, seen, num_items, shape.width, top))
+                    progress.advance(len(part))
+    return {name: _spread(blocks, known, len(targets), top) for name, blocks in found.items()}
 
 
-def mark_seen(targets: Targets, num_items: int) -> Tensor:
-    """Return (T, X) bool: the item is in the target's history and is not the target."""
-    seen_TX = np.zeros((len(targets), num_items), dtype=bool)
-    for row, first, position in zip(seen_TX, targets.firsts, targets.positions, strict=True):
-        row[targets.known_items[first:position]] = True
-    seen_TX[np.arange(len(targets)), targets.items] = False
-    return torch.from_numpy(seen_TX)
+def _share_out(scorers: Mapping[str, Scorer], num_items: int, block_bytes: int) -> dict[Shape, list[str]]:
+    """Give each scorer its tiles: those of one shape share blocks, and so the marks of what was seen."""
+    names: dict[Shape, list[str]] = {}
+    for name, scorer in scorers.items():
+        shape = choose_shape(num_items, block_bytes, is_whole=not _is_wide(scorer))
+        names.setdefault(shape, []).append(name)
+    return names
+
+
+def _is_wide(scorer: Scorer) -> TypeGuard[WideScorer]:
+    return hasattr(scorer, "score_items")
+
+
+def _scoring(scorer: Scorer, targets: Targets, *, is_whole: bool) -> ScoreItems:
+    """Return what scores a range of items for a block; as wide as the catalogue by the scorer's plain call."""
+    if not is_whole and _is_wide(scorer):
+        return partial(scorer.score_items, scorer.encode(targets))
+    return lambda _: scorer(targets)
 
 
 def encode_histories(
     model: SequenceModel, targets: Targets, max_len: int, *, events_a_batch: int = EVENTS_A_BATCH
 ) -> Tensor:
-    """Return (T, D): each target's history, its last `max_len` known events, encoded for the target's time."""
+    """Return (T, D): each target's history, its last `max_len` known events, encoded for its request time."""
     windows, window_of_target = find_encoder_windows(targets, max_len)
+    request_times = targets.request_times[np.searchsorted(window_of_target, np.arange(len(windows)), side="right") - 1]
     device = next(model.parameters()).device
     vectors = []
     for chosen in _batches_of_windows(windows, events_a_batch):
-        encoded_LD = model(_batch_windows(targets, windows[chosen]).to(device))
+        encoded_LD = model(_batch_windows(targets, windows[chosen], request_times[chosen]).to(device))
         first, stop = np.searchsorted(
             window_of_target, [chosen.start, chosen.stop]
         )  # targets and windows ascend together
@@ -117,15 +148,19 @@ def encode_histories(
     return torch.cat(vectors)
 
 
-def _batch_windows(targets: Targets, windows: np.ndarray) -> Batch:
-    """Batch rows windows[w, 0]:windows[w, 1] of the known events; the event after a window's last is a target."""
+def _batch_windows(targets: Targets, windows: np.ndarray, request_times: np.ndarray) -> Batch:
+    """Batch rows windows[w, 0]:windows[w, 1] of the known events; the last of each is asked at request_times[w]."""
     lengths = windows[:, 1] - windows[:, 0]
     rows = rows_of_ranges(windows[:, 0], lengths)
+    ends = np.cumsum(lengths)
+    # A window's last event may be the log's last: what follows it is replaced anyway.
+    next_timestamps = targets.known_timestamps[np.minimum(rows + 1, len(targets.known_timestamps) - 1)]
+    next_timestamps[ends - 1] = request_times
     return Batch(
         items=torch.from_numpy(targets.known_items[rows]),
         timestamps=torch.from_numpy(targets.known_timestamps[rows]),
-        next_timestamps=torch.from_numpy(targets.known_timestamps[rows + 1]),
-        offsets=torch.from_numpy(np.cumsum([0, *lengths])),
+        next_timestamps=torch.from_numpy(next_timestamps),
+        offsets=torch.from_numpy(np.append(0, ends)),
     )
 
 
@@ -140,19 +175,22 @@ def _batches_of_windows(windows: np.ndarray, events_a_batch: int) -> Iterator[sl
     yield slice(start, len(windows))
 
 
-def _rank_block(scores_TX: Tensor, targets: Targets, seen_TX: Tensor) -> tuple[Ranks, Ranks]:
-    """Rank without and with the filter; overwrites the scores."""
-    items = torch.from_numpy(targets.items).to(scores_TX.device)
-    unfiltered = rank_targets(scores_TX, items)
-    scores_TX.masked_fill_(seen_TX.to(scores_TX.device), -torch.inf)
-    return unfiltered, rank_targets(scores_TX, items)
-
-
-def _spread(blocks: list[Ranks], known: np.ndarray, num_targets: int) -> Ranks:
-    """Put the ranks of the known targets at their places among all; the others are misses."""
-    above, tied = torch.full((num_targets,), -1), torch.zeros(num_targets, dtype=torch.int64)
+def _spread(blocks: list[BlockRanks], known: np.ndarray, num_targets: int, top: int) -> Ranking:
+    """Put what the known targets got at their places among all; the others are misses with empty lists."""
     where = torch.from_numpy(known)
+    lists = torch.full((num_targets, top), -1)
     if blocks:
-        above[where] = torch.cat([ranks.above for ranks in blocks]).cpu()
-        tied[where] = torch.cat([ranks.tied for ranks in blocks]).cpu()
+        lists[where] = torch.cat([block.top for block in blocks])
+    return {
+        "filtered": _spread_ranks([block.filtered for block in blocks], where, num_targets),
+        "unfiltered": _spread_ranks([block.unfiltered for block in blocks], where, num_targets),
+        "top": lists,
+    }
+
+
+def _spread_ranks(blocks: list[Ranks], where: Tensor, num_targets: int) -> Ranks:
+    above, tied = torch.full((num_targets,), -1), torch.zeros(num_targets, dtype=torch.int64)
+    if blocks:
+        above[where] = torch.cat([ranks.above for ranks in blocks])
+        tied[where] = torch.cat([ranks.tied for ranks in blocks])
     return Ranks(above, tied)

@@ -1,9 +1,12 @@
 """The same rankings under several conditions: from each target's metrics to each user's, to values with intervals.
 
-    <protocol>              every target of the test part, history filtered: the numbers to quote
-    <protocol>.unfiltered   the same, with the user's own history left in the ranking
-    <protocol>.first|last   only each user's first or last target (time_split): on ML-100K the choice decides the winner
-    <protocol>.valid        the validation part: what the gate looks at
+    <protocol>               every target of the test part, history filtered: the numbers to quote
+    <protocol>.unfiltered    the same, with the user's own history left in the ranking
+    <protocol>.unknown_time  asked right after the last known event instead of at the target's time, which tells a model
+                             when the user came back; of many targets an even choice
+    <protocol>.untied        only targets whose time no other event of the user has: the order of the others is chance
+    <protocol>.first|last    only each user's first or last target (time_split): on ML-100K this decides who wins
+    <protocol>.valid         the validation part: what the gate looks at
 
 Every metric is averaged per user, then over users, so that a few heavy users do not speak for all.
 Shapes: T targets, U users, M metrics.
@@ -13,27 +16,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from components.metrics import Ranks, average_by_user, bootstrap_interval, measure
+from components.metrics import average_by_user, bootstrap_interval, measure
+from components.ranking.blocks import Ranking
 from components.ranking.targets import Targets
 
 SEED = 1  # of every bootstrap: the same users are resampled for each model and condition
-HISTORY_LENGTHS = (1, 10, 30, 100, 300)  # lower edges of the slices
 
-Table = dict[str, dict[str, dict[str, dict[str, float]]]]  # condition -> model -> metric -> value, low, high
+Value = dict[str, float]  # value, low, high
+Table = dict[str, dict[str, dict[str, Value]]]  # condition -> model -> metric
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One part's targets, and every scorer's metrics on them."""
+    """One part's targets, how every scorer ranked them, and the metrics of that."""
 
     targets: Targets
+    rankings: Mapping[str, Ranking]
     filtered: dict[str, Tensor]  # scorer -> (T, M)
     unfiltered: dict[str, Tensor]
 
@@ -53,18 +56,21 @@ class Interval:
     samples: int
     confidence: float
 
-    def around(self, values_UM: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (low_M, high_M)."""
-        return bootstrap_interval(values_UM, samples=self.samples, confidence=self.confidence, seed=SEED)
+    def around(self, values_UM: Tensor) -> list[Value]:
+        """Give the mean over users of each of the M columns its interval."""
+        low_M, high_M = bootstrap_interval(values_UM, samples=self.samples, confidence=self.confidence, seed=SEED)
+        rows = torch.stack([values_UM.mean(0), low_M, high_M], dim=1).tolist()
+        return [dict(zip(("value", "low", "high"), (round(number, 6) for number in row), strict=True)) for row in rows]
 
 
-def measure_part(targets: Targets, ranks: Mapping[str, Mapping[str, Ranks]], cutoffs: Sequence[int]) -> Judged:
+def measure_part(targets: Targets, rankings: Mapping[str, Ranking], cutoffs: Sequence[int]) -> Judged:
     """Turn `rank_catalogue`'s answer into metrics."""
-    kinds = {
-        kind: {name: measure(found[kind], cutoffs) for name, found in ranks.items()}
-        for kind in ("filtered", "unfiltered")
-    }
-    return Judged(targets, kinds["filtered"], kinds["unfiltered"])
+    return Judged(
+        targets,
+        rankings,
+        filtered={name: measure(ranking["filtered"], cutoffs) for name, ranking in rankings.items()},
+        unfiltered={name: measure(ranking["unfiltered"], cutoffs) for name, ranking in rankings.items()},
+    )
 
 
 def average(targets: Targets, values: Mapping[str, Tensor], which: np.ndarray | None = None) -> Condition:
@@ -76,50 +82,35 @@ def average(targets: Targets, values: Mapping[str, Tensor], which: np.ndarray | 
     return Condition(users.numpy(), {name: values_UM for name, (_, values_UM) in averaged.items()})
 
 
-def build_conditions(protocol: str, valid: Judged, test: Judged) -> dict[str, Condition]:
-    """Average the judged parts under every condition of the protocol."""
+def build_conditions(
+    protocol: str, valid: Judged, test: Judged, unknown_time: Judged, is_tied: np.ndarray
+) -> dict[str, Condition]:
+    """Average the judged parts under every condition of the protocol.
+
+    `is_tied` (T,) bool of the test part's targets; where all are, there is no condition `untied`.
+    """
     conditions = {
         protocol: average(test.targets, test.filtered),
         f"{protocol}.unfiltered": average(test.targets, test.unfiltered),
-        f"{protocol}.valid": average(valid.targets, valid.filtered),
+        f"{protocol}.unknown_time": average(unknown_time.targets, unknown_time.filtered),
     }
+    if not is_tied.all():
+        conditions[f"{protocol}.untied"] = average(test.targets, test.filtered, ~is_tied)
     if protocol == "time_split":  # leave-one-out has one target a user
         is_first = np.diff(test.targets.users, prepend=-1) != 0
         conditions[f"{protocol}.first"] = average(test.targets, test.filtered, is_first)
         conditions[f"{protocol}.last"] = average(test.targets, test.filtered, np.append(is_first[1:], True))
+    conditions[f"{protocol}.valid"] = average(valid.targets, valid.filtered)
     return conditions
 
 
 def tabulate(conditions: Mapping[str, Condition], metrics: Sequence[str], interval: Interval) -> Table:
     """Give every condition, model and metric its value and interval."""
-    return {
-        name: {model: _with_interval(values_UM, metrics, interval) for model, values_UM in condition.values.items()}
-        for name, condition in conditions.items()
-    }
+    return {name: summarize(condition, metrics, interval) for name, condition in conditions.items()}
 
 
-def slice_by_history(judged: Judged, metric: int, interval: Interval) -> list[dict[str, Any]]:
-    """Give one metric (column `metric`) separately for targets with short and long histories."""
-    slices = []
-    edges = [*HISTORY_LENGTHS, np.iinfo(np.int64).max]
-    for low, high in pairwise(edges):
-        which = (judged.targets.history_lengths >= low) & (judged.targets.history_lengths < high)
-        if which.any():
-            condition = average(judged.targets, judged.filtered, which)
-            models = {
-                name: _with_interval(values_UM[:, [metric]], ["metric"], interval)["metric"]
-                for name, values_UM in condition.values.items()
-            }
-            name = f"{low}-{high - 1}" if high < edges[-1] else f"{low}+"
-            facts = {"history": name, "users": len(condition.users), "targets": int(which.sum())}
-            slices.append(facts | {"models": models})
-    return slices
-
-
-def _with_interval(values_UM: Tensor, metrics: Sequence[str], interval: Interval) -> dict[str, dict[str, float]]:
-    low_M, high_M = interval.around(values_UM)
-    rows = torch.stack([values_UM.mean(0), low_M, high_M], dim=1).tolist()
-    return {
-        metric: dict(zip(("value", "low", "high"), (round(number, 6) for number in row), strict=True))
-        for metric, row in zip(metrics, rows, strict=True)
-    }
+def summarize(condition: Condition, metrics: Sequence[str], interval: Interval) -> dict[str, dict[str, Value]]:
+    """Give every model and metric of one condition its value and interval."""
+    # All models at once: their users are the same, and so are the resamples, which take most of the time.
+    values = iter(interval.around(torch.cat(list(condition.values.values()), dim=1)))
+    return {model: {metric: next(values) for metric in metrics} for model in condition.values}

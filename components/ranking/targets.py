@@ -25,6 +25,7 @@ class Targets:
     positions: np.ndarray  # (T,) int64, one past the last known event before the target
     known_items: np.ndarray  # (K,) int64, all events of known items
     known_timestamps: np.ndarray  # (K,) int64 seconds
+    request_times: np.ndarray  # (T,) int64 seconds, when the answer is asked for: the target's own time unless replaced
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -44,7 +45,19 @@ class Targets:
             items=self.items[which],
             firsts=self.firsts[which],
             positions=self.positions[which],
+            request_times=self.request_times[which],
         )
+
+    def forget_request_times(self) -> Targets:
+        """Ask right after the history's last known event, as a request without a time does.
+
+        The target's own time says that the user came back then, and how long it took: more than a caller may know.
+        """
+        return replace(self, request_times=self.known_timestamps[self.positions - 1])
+
+    def restore_request_times(self) -> Targets:
+        """Ask at the targets' own times again; targets with known items only."""
+        return replace(self, request_times=self.known_timestamps[self.positions])
 
 
 def find_targets(sequences: Sequences, part: str) -> Targets:
@@ -64,6 +77,7 @@ def find_targets(sequences: Sequences, part: str) -> Targets:
         positions=known_before[rows],
         known_items=sequences.items[is_known].astype(np.int64),
         known_timestamps=sequences.timestamps[is_known],
+        request_times=sequences.timestamps[rows],
     )
     return targets.take(targets.history_lengths > 0)
 
@@ -85,15 +99,33 @@ def find_repeats(targets: Targets) -> np.ndarray:
     )
 
 
+def choose_evenly(targets: Targets, at_most: int) -> np.ndarray:
+    """Return (T,) bool: one of every n targets of each user, the middle one; where that is too many, some of them.
+
+    The first of every n would be simpler and wrong: a user's first target of a window is unlike the later ones.
+    """
+    n = max(-(-len(targets) // at_most), 1)
+    firsts, stops = (np.searchsorted(targets.users, targets.users, side=side) for side in ("left", "right"))
+    number = np.arange(len(targets)) - firsts
+    place, size = number % n, np.minimum(n, stops - firsts - number // n * n)  # in a group of n or fewer
+    chosen = np.flatnonzero(place == size // 2)
+    if len(chosen) > at_most:  # very many users with few targets
+        chosen = chosen[np.linspace(0, len(chosen) - 1, at_most).astype(np.int64)]
+    return np.isin(np.arange(len(targets)), chosen)
+
+
 def find_encoder_windows(targets: Targets, max_len: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut the known events into the windows that the model must see; return them (W, 2) and each target's window (T,).
 
-    Window w is rows windows[w, 0]:windows[w, 1]; target t is answered by row positions[t] - 1. Row i of a causal model
-    depends on nothing after event i but the time of event i + 1, which is the target's own. So all targets of a user
-    whose histories fit into `max_len` share one window; each longer history gets its own, the last `max_len` events.
+    Window w is rows windows[w, 0]:windows[w, 1]; target t, a known item, is answered by row positions[t] - 1; of both,
+    later ones have later windows. Row i of a causal model depends on nothing after event i but the time of event i + 1,
+    which is the target's own. So all targets of a user whose histories fit into `max_len` share one window; each longer
+    history gets its own, the last `max_len` events, and so does a target that is asked for at another time.
     """
     starts = np.maximum(targets.firsts, targets.positions - max_len)
-    unique_starts, window_of_target = np.unique(starts, return_inverse=True)
-    stops = np.zeros_like(unique_starts)
-    np.maximum.at(stops, window_of_target, targets.positions)
-    return np.stack([unique_starts, stops], axis=1), window_of_target
+    is_alone = targets.request_times != targets.known_timestamps[targets.positions]
+    begins = (np.diff(starts, prepend=-1) != 0) | is_alone
+    begins[1:] |= is_alone[:-1]
+    first_targets = np.flatnonzero(begins)
+    stops = np.maximum.reduceat(targets.positions, first_targets) if len(starts) else starts
+    return np.stack([starts[first_targets], stops], axis=1), np.cumsum(begins) - 1

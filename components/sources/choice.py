@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from components.errors import SettingsError
-from components.settings import IngestSettings
+from components.settings import IngestSettings, SyntheticSettings
 from components.sources.fetch import is_url
 
 
@@ -22,16 +22,20 @@ def choose_source(settings: IngestSettings, options: Mapping[str, Any]) -> Inges
         wanted = IngestSettings.model_validate({**(settings.model_dump() if same else {}), **given})
     except ValidationError as error:
         first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise SettingsError("is wrong", where=option, observed=first["input"], expected=first["msg"]) from None
+        option, *key = map(str, first["loc"])
+        where = " ".join(["--" + option.replace("_", "-"), *key])
+        expected = "no such key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise SettingsError("is wrong", where=where, observed=first["input"], expected=expected) from None
     _check_belongs(wanted)
     places = {"path": _portable(wanted.path), "items": _portable(wanted.items)}
-    return wanted.model_copy(update=places)
+    size = {"synthetic": wanted.synthetic or SyntheticSettings()} if wanted.source == "synthetic" else {}
+    return wanted.model_copy(update=places | size)
 
 
 def _check_belongs(wanted: IngestSettings) -> None:
     """Raise SettingsError at an option that the chosen source does not have."""
-    foreign: dict[str, Any] = {"path": wanted.path} if wanted.source == "movielens-100k" else {}
+    foreign: dict[str, Any] = {"path": wanted.path} if wanted.source in ("movielens-100k", "synthetic") else {}
+    foreign["synthetic"] = None if wanted.source == "synthetic" else wanted.synthetic
     if wanted.source != "table":
         unit = wanted.timestamp_unit if wanted.timestamp_unit != "auto" else None
         foreign |= {"columns": wanted.columns, "timestamp_unit": unit, "items": wanted.items}
@@ -62,6 +66,7 @@ def is_same_log(wanted: IngestSettings, held: Mapping[str, Any]) -> bool:
         wanted.source == held["source"]
         and _absolute(wanted.path) == _absolute(held["path"])
         and wanted.columns == held["columns"]
+        and wanted.model_dump()["synthetic"] == held.get("synthetic")
     )
 
 
@@ -78,6 +83,7 @@ def _absolute(path: str | None) -> str | None:
 
 
 def describe(source: Mapping[str, Any]) -> str:
-    """Return a source, its path and its mapping as a person writes them."""
-    columns = ",".join(f"{name}={value}" for name, value in sorted(source["columns"].items()))
+    """Return a source, its path and its mapping (or size) as a person writes them."""
+    mapping = source["columns"] or source.get("synthetic") or {}
+    columns = ",".join(f"{name}={value}" for name, value in sorted(mapping.items()))
     return " ".join(part for part in (source["source"], source["path"], columns and f"({columns})") if part)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+import pyarrow as pa
 
 from components.sources.events import Events, ItemTable
 
@@ -13,5 +16,19 @@ class SourceLog:
 
     events: Events
     items: ItemTable
+    notes: list[str] = field(default_factory=list)
+    terms: str | None = None
+
+
+@dataclass
+class MonthlyLog:
+    """A log that comes month by month, so that only one month of it is in memory; its ids are canonical already.
+
+    months: tables of INTERACTIONS in order of time, none of which shares a month with another
+    items:  item_id, title, genres, one row per item, by id
+    """
+
+    months: Iterator[pa.Table]
+    items: pa.Table
     notes: list[str] = field(default_factory=list)
     terms: str | None = None

@@ -5,16 +5,36 @@ popularity_recent   only those of the last days before it; validation chooses ho
 
 Under a global time split on ML-20M the last 7 days reach NDCG@10 .167, a good SASRec .153.
 Leave-one-out has no window, so both are fitted on train and "before the window" is the end of train.
-Shapes: E events, X catalogue size.
+Shapes: E events, X catalogue size, U users, T targets.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
-from components.dataset import Sequences
+import numpy as np
+import torch
+from torch import Tensor
+
+from components.dataset import Sequences, rows_of_ranges
+
+if TYPE_CHECKING:
+    from components.ranking.targets import Targets
 
 SECONDS_PER_DAY = 86_400
+
+
+class PopularityScorer:
+    """The same score for everybody: how often each item occurred, (X,)."""
+
+    def __init__(self, counts: np.ndarray) -> None:
+        # Ranks of counts instead of counts: exact in float32, which counts above 2**24 are not.
+        _, places = np.unique(counts, return_inverse=True)
+        self._scores_X = torch.from_numpy(places).float()
+
+    def __call__(self, targets: Targets) -> Tensor:
+        """Return (T, X)."""
+        return self._scores_X.repeat(len(targets), 1)
 
 
 def count_items(items: np.ndarray, num_items: int) -> np.ndarray:
@@ -27,7 +47,7 @@ def fit_popularity(sequences: Sequences, part: str, *, days: int | None = None) 
 
     `days`: only the last ones before the window.
     """
-    rows = _rows_before(sequences, part)
+    rows = rows_of_ranges(sequences.starts, find_known_before(sequences, part) - sequences.starts)
     items, timestamps = sequences.items[rows], sequences.timestamps[rows]
     if days is not None:
         recent = timestamps >= _window_start(sequences, part, timestamps) - days * SECONDS_PER_DAY
@@ -35,14 +55,10 @@ def fit_popularity(sequences: Sequences, part: str, *, days: int | None = None) 
     return count_items(items, sequences.num_items)
 
 
-def _rows_before(sequences: Sequences, part: str) -> np.ndarray:
-    """(E,) bool: the events known when the window begins; train alone for leave-one-out."""
+def find_known_before(sequences: Sequences, part: str) -> np.ndarray:
+    """Return (U,) int64: where each user's events end that are known when the window begins; leave-one-out: train."""
     after_train = part == "test" and sequences.split["train_end"] is not None
-    stops = sequences.test_starts if after_train else sequences.valid_starts
-    known = np.zeros(len(sequences.items) + 1, dtype=np.int8)
-    np.add.at(known, sequences.starts, 1)
-    np.add.at(known, stops, -1)
-    return known.cumsum()[:-1] > 0
+    return sequences.test_starts if after_train else sequences.valid_starts
 
 
 def _window_start(sequences: Sequences, part: str, timestamps: np.ndarray) -> int:

@@ -1,0 +1,1 @@
+"""What `python -m components compare` consists of: names, what may be judged, other catalogues, the answer in words."""

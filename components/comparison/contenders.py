@@ -1,0 +1,109 @@
+"""From what a person types to a checkpoint folder: who is to be compared.
+
+    artifacts/checkpoints/time_split/hstu   a folder that exists
+    hstuflow:latest                         a tag of the BentoML store (it has a colon): a Bento's, or a model's
+    popularity_recent                       a baseline
+    HEAD~1                                  a git revision or DVC experiment, whose checkpoint DVC's cache holds
+
+The first of these that fits is meant; names separated by commas are one side, checkpoints of several seeds. Neither
+BentoML nor DVC is imported: a store is folders (components/registry.py), and `dvc get` runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from components.baselines import BASELINES
+from components.comparison.revisions import fetch_checkpoint, find_commit
+from components.errors import InputError, StateError
+from components.files import hash_files, reading
+from components.registry import bentoml_store
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model under the name it was asked for: its checkpoint's folder, or None for a baseline."""
+
+    name: str
+    folder: Path | None
+
+
+def find_side(names: str, *, checkpoints: Path, scratch: Path) -> list[Contender]:
+    """Find the contenders named in `names`, separated by commas; a baseline stands alone.
+
+    A revision's checkpoint is fetched into `scratch`; `checkpoints` is the folder that holds one folder a model.
+
+    Raises:
+        InputError: there is no name, a name means nothing here, or several do not make a side.
+        StateError: the BentoML store or DVC's cache lacks what is named.
+    """
+    listed = [name.strip() for name in names.split(",") if name.strip()]
+    if not listed:
+        raise InputError("names no model", observed=repr(names), expected="a checkpoint, tag, baseline or revision")
+    side = [find_contender(name, checkpoints=checkpoints, scratch=scratch) for name in listed]
+    folders = [contender.folder for contender in side if contender.folder is not None]
+    if len(side) > 1 and len(folders) < len(side):
+        raise InputError("a baseline has no seeds to average over", observed=", ".join(listed), expected="it alone")
+    if len({_hash_weights(folder) for folder in folders}) < len(folders):
+        raise InputError("one side names the same model twice; a seed counts once", observed=", ".join(listed))
+    return side
+
+
+def find_contender(name: str, *, checkpoints: Path, scratch: Path) -> Contender:
+    """Find one contender; see `find_side`."""
+    if Path(name).is_dir():
+        return Contender(name, Path(name))
+    if ":" in name:
+        return Contender(name, find_tagged(name))
+    if name in BASELINES:
+        return Contender(name, None)
+    commit = find_commit(name)
+    if commit is None:
+        raise InputError(
+            "is no model that can be found",
+            where=name,
+            expected=f"a checkpoint folder, Bento tag, git revision, DVC experiment, or {', '.join(BASELINES)}",
+        )
+    return Contender(name, fetch_checkpoint(commit, name, checkpoints=checkpoints, scratch=scratch))
+
+
+def find_tagged(tag: str) -> Path:
+    """Return the folder of the checkpoint that the Bento or the model `tag` holds; <name>:latest is the champion.
+
+    Raises:
+        StateError: the store holds neither, or a Bento without its model.
+    """
+    name, _, version = tag.partition(":")
+    store = bentoml_store()
+    bentos, models = store / "bentos" / name, store / "models" / name
+    if version == "latest" and (bentos / version).is_file():
+        version = (bentos / version).read_text(encoding="utf-8").strip()
+    bento = bentos / version / "bento.yaml"
+    folder = store / "models" / _model_of(bento) if bento.is_file() else models / version
+    if not version or not folder.is_dir():
+        raise StateError(
+            "is not in the BentoML store",
+            where=tag,
+            observed=f"no {folder}",
+            todo="`bentoml list` and `bentoml models list` show what is there; `make serve` brings the champion in",
+        )
+    return folder
+
+
+def _model_of(bento: Path) -> Path:
+    """Return <name>/<version> of the model that components/service.py asks for as `checkpoint`."""
+    with reading(bento, todo="Package and promote again: `make run`"):
+        models = YAML(typ="safe").load(bento.read_text(encoding="utf-8"))["models"]
+        [tag] = [str(model["tag"]) for model in models if model.get("alias") == "checkpoint"]
+    name, _, version = tag.partition(":")
+    return Path(name) / version
+
+
+def _hash_weights(folder: Path) -> str:
+    """Return what two names of one model have in common, wherever they lie."""
+    weights = folder / "weights.safetensors"
+    with reading(weights, todo="Name a folder that holds checkpoint.json and the weights"):
+        return hash_files([weights])
