@@ -28,7 +28,7 @@ def test_the_committed_params_are_valid_and_immutable():
         ("  hstu:\n    max_len: 200", "  hstu:\n    maxlen: 200", "train.hstu.max_len"),
         ("max_bad_fraction: 0.01", "max_bad_fraction: 1.5", "validate.max_bad_fraction"),
         ("source: movielens-100k", "source: movielens", "ingest.source"),
-        ("models: [hstu]", "models: [transformer]", "models.0"),
+        ("models: [hstu, sasrec]", "models: [transformer]", "models.0"),
         ("report:", "reports:", "report"),
     ],
 )
@@ -44,7 +44,7 @@ def test_a_wrong_key_is_named_in_full(params: Path, old: str, new: str, named: s
     ("old", "new", "sentence"),
     [
         ("  sasrec:\n", "  hstu2:\n", "train.hstu2"),
-        ("models: [hstu]", "models: [sasrec]", "package.model is hstu, but models does not list it"),
+        ("models: [hstu, sasrec]", "models: [sasrec]", "package.model is hstu, but models does not list it"),
         (
             "protocols: [time_split]",
             "protocols: [leave_one_out]",
