@@ -126,7 +126,7 @@ def describe_seed(cell: Cell, seed: int, folder: Path, users_below: int | None) 
     """Return one seed's row."""
     facts = read_json(folder / "checkpoint" / "checkpoint.json")
     row: Row = {"seed": seed, "best_epoch": facts["best_epoch"], "epochs": len(facts["epochs"])}
-    row["minutes"] = sum(epoch["seconds"] for epoch in facts["epochs"]) / 60
+    row["minutes"] = sum(epoch["seconds"] for epoch in facts["epochs"] + facts["refit_epochs"]) / 60
     return row | measure(cell, [folder], users_below)
 
 

@@ -85,6 +85,25 @@ def make_batch(
     return Batch(_join(items), _join(times), _join(nexts), _to_long(np.cumsum([0, *lengths])))
 
 
+def join_validation(sequences: Sequences) -> Sequences:
+    """Return the sequences with the validation part as the end of train, and no validation.
+
+    The catalogue stays that of train; events of items it lacks are left out, as they are from every history.
+    """
+    is_known = sequences.items >= 0
+    known_before = np.concatenate([[0], np.cumsum(is_known)])
+    test_starts = known_before[sequences.test_starts]
+    return replace(
+        sequences,
+        items=sequences.items[is_known],
+        timestamps=sequences.timestamps[is_known],
+        starts=known_before[sequences.starts],
+        valid_starts=test_starts,
+        test_starts=test_starts,
+        ends=known_before[sequences.ends],
+    )
+
+
 def find_training_windows(sequences: Sequences, max_len: int, random: np.random.Generator | None = None) -> np.ndarray:
     """Return each user's training window: (W, 2) int64, first and one-past-last input row, at most `max_len` inputs.
 

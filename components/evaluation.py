@@ -41,10 +41,11 @@ def evaluate(
         SettingsError: the headline metric is none of those that the cutoffs give.
     """
     cell = Cell(settings, model, protocol, load_sequences(sequences))
-    scorer, training = load_scorer(cell, checkpoint)
+    selected, training = load_scorer(cell, checkpoint, "valid")
+    served, _ = load_scorer(cell, checkpoint, "test")
     chosen = choose(cell)
-    valid = judge_part(cell, "valid", gather_scorers(cell, "valid", scorer, chosen))
-    scorers = gather_scorers(cell, "test", scorer, chosen)
+    valid = judge_part(cell, "valid", gather_scorers(cell, "valid", selected, chosen))
+    scorers = gather_scorers(cell, "test", served, chosen)
     test = judge_part(cell, "test", scorers)
     unknown_time = judge_unknown_time(cell, scorers, test)
 

@@ -80,8 +80,10 @@ class Catalogue:
         return self.rows.get(str(item_id), -1)
 
 
-def load_model(checkpoint: Path) -> tuple[SequenceModel, dict[str, Any]]:
+def load_model(checkpoint: Path, *, selected: bool = False) -> tuple[SequenceModel, dict[str, Any]]:
     """Return the model of a checkpoint folder in evaluation mode, and checkpoint.json.
+
+    `selected`: as it was before a refit, if there was one: the only one that validation may judge.
 
     Raises:
         StateError: the folder is missing, is no checkpoint, or its weights belong to another model.
@@ -94,7 +96,8 @@ def load_model(checkpoint: Path) -> tuple[SequenceModel, dict[str, Any]]:
     earlier = _SINCE_THEN | {"feed_forward": "gelu" if facts["model"] == "sasrec" else "none"}
     settings = SimpleNamespace(**(earlier | facts["settings"] | {"backend": "auto"}))
     model = build_model(facts["model"], cast("TrainSettings", settings), facts["num_items"])
-    weights = checkpoint / "weights.safetensors"
+    is_refit = bool(facts.get("refit_epochs"))
+    weights = checkpoint / ("selected.safetensors" if selected and is_refit else "weights.safetensors")
     try:
         model.load_state_dict(load_file(weights), strict=True)
     except FileNotFoundError:

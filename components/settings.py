@@ -142,6 +142,9 @@ class TrainSettings(Section):
     )
     epochs: int = Field(ge=1, description="at most")
     patience: int = Field(ge=1, description="epochs without a better validation NDCG@10 before stopping")
+    refit: bool = Field(
+        description="train once more, on train and validation together, for as many epochs as validation found best"
+    )
     seed: int = Field(ge=0)
     num_threads: int = Field(ge=1, description="CPU threads; two are 3-5x slower than one on a busy machine")
     backend: Literal["auto", "reference", "torch", "cpu", "triton"] = Field(

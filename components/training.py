@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from components.console import log, print_header
-from components.dataset import Sequences, load_sequences
+from components.dataset import Sequences, join_validation, load_sequences
 from components.errors import SettingsError
 from components.files import hash_files
 from components.fitting.checkpoint import describe_environment, find_popular, write_checkpoint
@@ -82,14 +82,28 @@ def _train_run(run: Run, trainer: Trainer, protocol: str, sequences: Path, code_
     state = run.load()
     _print_start(run, trainer, protocol, state)
     state = trainer.fit(state, run.save)
-    facts = _describe(trainer, protocol, state, code_hash)
-    with run.finishing() as folder:
-        write_checkpoint(folder, state.best_weights, facts, catalogue=sequences / "catalogue.parquet")
     best = state.epochs[best_epoch(state.epochs) - 1]
     log.info("best epoch: %d of %d, %s %.4f", best["epoch"], len(state.epochs), VALID_METRIC, best[VALID_METRIC])
+    refit = _refit(run, trainer, best["epoch"]) if trainer.settings.refit else None
+    facts = _describe(trainer, protocol, state, refit, code_hash)
+    weights, selected = (refit.weights, state.best_weights) if refit else (state.best_weights, None)
+    with run.finishing() as folder:
+        write_checkpoint(folder, weights, facts, catalogue=sequences / "catalogue.parquet", selected=selected)
 
 
-def _describe(trainer: Trainer, protocol: str, state: TrainingState, code_hash: str) -> dict[str, Any]:
+def _refit(run: Run, trainer: Trainer, num_epochs: int) -> TrainingState:
+    """Train once more from the start, on train and validation, as far along the schedule as validation found best."""
+    data = join_validation(trainer.sequences)
+    again = Trainer(trainer.settings, trainer.name, data, trainer.device, num_epochs=num_epochs)
+    state = run.refit.load()
+    first = len(state.epochs) + 1 if state else 1
+    log.info("refit on train and validation, %d targets: epochs %d to %d", again.num_targets, first, num_epochs)
+    return again.fit(state, run.refit.save)
+
+
+def _describe(
+    trainer: Trainer, protocol: str, state: TrainingState, refit: TrainingState | None, code_hash: str
+) -> dict[str, Any]:
     """Return checkpoint.json."""
     data: Sequences = trainer.sequences
     return {
@@ -99,11 +113,12 @@ def _describe(trainer: Trainer, protocol: str, state: TrainingState, code_hash: 
         "num_items": data.num_items,
         "best_epoch": best_epoch(state.epochs),
         "epochs": state.epochs,
+        "refit_epochs": refit.epochs if refit else [],
         "data_hash": data.split["data_hash"],
         "code_hash": code_hash,
         "environment": describe_environment(trainer.device),
         "split": data.split,
-        "popular": find_popular(data),
+        "popular": find_popular(data, before="test" if refit else "valid"),
     }
 
 
@@ -125,7 +140,7 @@ def _progress_of(run: Run) -> str:
 
 
 def _print_start(run: Run, trainer: Trainer, protocol: str, state: TrainingState | None) -> None:
-    settings, data = trainer.settings, trainer.sequences
+    settings, data, part = trainer.settings, trainer.sequences, trainer.validation
     on_gpu = trainer.device.type == "cuda"
     weights = sum(weight.numel() for weight in trainer.model.parameters())
     table = data.num_items * settings.dim
@@ -138,7 +153,7 @@ def _print_start(run: Run, trainer: Trainer, protocol: str, state: TrainingState
             "threads": f"{settings.num_threads}: train.{trainer.name}.num_threads",
             "data": f"{trainer.num_targets:,} targets in {trainer.num_windows:,} windows of up to {settings.max_len};"
             f" {data.num_items:,} items",
-            "validation": f"{len(trainer.validation.targets):,} targets of {trainer.validation.num_users:,} users",
+            "validation": f"{len(part.targets):,} targets of {part.num_users:,} users" if part else "none: a refit",
             "parameters": f"{weights:,}, {weights - table:,} of them outside the item table",
             "steps": f"{trainer.num_batches:,} an epoch of {settings.batch_size} windows each",
             "run": f"{run.folder}",

@@ -106,6 +106,7 @@ def train_settings(**changes: Any) -> Any:
         "request_time_dropout": 0.0,
         "epochs": 4,
         "patience": 4,
+        "refit": False,
         "seed": 1,
         "num_threads": 1,
         "backend": "auto",

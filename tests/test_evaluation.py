@@ -128,7 +128,7 @@ def test_alarms_are_written_and_logged_as_warnings(root, tmp_path, caplog, monke
 def test_an_unknown_time_gives_what_the_recommender_scores_without_one(root):
     checkpoint = root / "artifacts" / "checkpoints" / "time_split" / "hstu"
     sequences = load_sequences(root / "artifacts" / "sequences" / "time_split")
-    scorer, _ = load_scorer(Cell(evaluate_settings(), "hstu", "time_split", sequences), checkpoint)
+    scorer, _ = load_scorer(Cell(evaluate_settings(), "hstu", "time_split", sequences), checkpoint, "test")
     targets = find_targets(sequences, "test")
     targets = targets.take(targets.items >= 0).forget_request_times()
     recommender, scores = Recommender.load(checkpoint), scorer(targets)

@@ -1,6 +1,7 @@
 """The folder that training hands out: all that evaluation and serving need, nothing pickled.
 
-    weights.safetensors   of the best epoch
+    weights.safetensors   to be served: of the best epoch, or of the refit where there was one
+    selected.safetensors  only after a refit: of the best epoch, which validation may judge
     checkpoint.json       what was trained, on what, how it went (docs/architecture.md lists the keys)
     catalogue.parquet     copied from the sequences: row r is the item with index r
 
@@ -27,19 +28,25 @@ POPULAR_DAYS = 30
 POPULAR_ITEMS = 200
 
 
-def write_checkpoint(folder: Path, weights: Weights, facts: dict[str, Any], *, catalogue: Path) -> None:
-    """Fill an empty folder. Equal weights give equal bytes."""
+def write_checkpoint(
+    folder: Path, weights: Weights, facts: dict[str, Any], *, catalogue: Path, selected: Weights | None = None
+) -> None:
+    """Fill an empty folder; equal weights give equal bytes. `selected`: the best epoch's, if `weights` are a refit."""
     from safetensors.torch import save_file  # not on the bare GPU machine
 
-    with replacing_file(folder / "weights.safetensors") as temporary:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, temporary)
+    for name, tensors in (("weights", weights), ("selected", selected)):
+        if tensors is not None:
+            with replacing_file(folder / f"{name}.safetensors") as temporary:
+                save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, temporary)
     write_json(folder / "checkpoint.json", facts)
     shutil.copyfile(catalogue, folder / "catalogue.parquet")
 
 
-def find_popular(sequences: Sequences, *, days: int = POPULAR_DAYS, limit: int = POPULAR_ITEMS) -> list[int]:
-    """Return the catalogue rows seen most in the last `days` of train, best first, ties by row; never one unseen."""
-    counts = fit_popularity(sequences, "valid", days=days)
+def find_popular(
+    sequences: Sequences, *, before: str = "valid", days: int = POPULAR_DAYS, limit: int = POPULAR_ITEMS
+) -> list[int]:
+    """Return the catalogue rows seen most in the last `days` before a part, best first, ties by row; none unseen."""
+    counts = fit_popularity(sequences, before, days=days)
     best: list[int] = np.argsort(-counts, kind="stable")[: min(limit, np.count_nonzero(counts))].tolist()
     return best
 

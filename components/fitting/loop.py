@@ -37,19 +37,30 @@ _LEARNING, _NEGATIVES = 0, 1  # streams of random numbers within an epoch
 class Trainer:
     """One model on its way: `fit` runs the epochs that are left and hands the state to `save` after each.
 
+    With `num_epochs` it is a refit: it takes the first so many epochs of the schedule and measures no validation.
+
     Raises:
         StateError: train has no user with two events, or validation nothing to measure.
     """
 
-    def __init__(self, settings: TrainSettings, name: str, sequences: Sequences, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        name: str,
+        sequences: Sequences,
+        device: torch.device,
+        *,
+        num_epochs: int | None = None,
+    ) -> None:
         self.settings, self.name, self.sequences, self.device = settings, name, sequences, device
+        self.num_epochs = num_epochs
         windows = find_training_windows(sequences, settings.max_len)
         if len(windows) == 0:
             raise StateError("train has no user with two events", todo="Ingest a longer log")
         self.num_windows = len(windows)
         self.num_targets = int((windows[:, 1] - windows[:, 0]).sum())
         self.num_batches = -(-self.num_windows // settings.batch_size)
-        self.validation = ValidationPart(sequences, settings.max_len)
+        self.validation = ValidationPart(sequences, settings.max_len) if num_epochs is None else None
         torch.manual_seed(settings.seed)
         self.model = build_model(name, settings, sequences.num_items).to(device)
         counts_X = count_targets(sequences, windows)
@@ -78,6 +89,8 @@ class Trainer:
         return state
 
     def _is_done(self, epochs: list[dict[str, Any]]) -> bool:
+        if self.num_epochs is not None:
+            return len(epochs) >= self.num_epochs
         waited = len(epochs) - best_epoch(epochs)
         if len(epochs) < self.settings.epochs and waited >= self.settings.patience:
             log.info("stopping early: no better %s for %d epochs", VALID_METRIC, waited)
@@ -88,19 +101,23 @@ class Trainer:
         started, epoch = time.monotonic(), len(state.epochs) + 1
         loss = self._run_epoch(epoch)
         self._check_weights(epoch)
-        ndcg = self.validation.measure_ndcg(self.model)
-        seconds = time.monotonic() - started
-        epochs = [*state.epochs, {"epoch": epoch, "loss": loss, VALID_METRIC: ndcg, "seconds": seconds}]
+        facts = {"epoch": epoch, "loss": loss}
+        if self.validation is not None:
+            facts[VALID_METRIC] = self.validation.measure_ndcg(self.model)
+        epochs = [*state.epochs, facts | {"seconds": time.monotonic() - started}]
         weights = _copy(self.model.state_dict())
-        best_weights = weights if best_epoch(epochs) == epoch else state.best_weights
+        is_best = self.validation is None or best_epoch(epochs) == epoch
+        best_weights = weights if is_best else state.best_weights
         return TrainingState(weights, best_weights, _copy(self.optimizer.moments), epochs)
 
     def _log_epoch(self, epochs: list[dict[str, Any]]) -> None:
-        last, total = epochs[-1], self.settings.epochs
+        last, total = epochs[-1], self.num_epochs or self.settings.epochs
         left = sum(facts["seconds"] for facts in epochs) / len(epochs) * (total - len(epochs))
-        best = "best" if best_epoch(epochs) == last["epoch"] else "    "
         what = f"epoch {last['epoch']:>3}/{total}  loss {last['loss']:.4f}"
-        how_well = f"{VALID_METRIC} {last[VALID_METRIC]:.4f} {best}"
+        how_well = "refit"
+        if self.validation is not None:
+            best = "best" if best_epoch(epochs) == last["epoch"] else "    "
+            how_well = f"{VALID_METRIC} {last[VALID_METRIC]:.4f} {best}"
         rate = f"{self._events_per_second:>7,.0f} events/s"
         log.info("%s  %s  %5.1f s  %s  ETA %.0f s", what, how_well, last["seconds"], rate, left)
 

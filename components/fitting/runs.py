@@ -3,6 +3,7 @@
     artifacts/runs/<hash>.lock               held by the one trainer of this run
     artifacts/runs/<hash>/pid                that trainer's process id
     artifacts/runs/<hash>/state.safetensors  weights, best weights, optimizer; history as JSON in the file's metadata
+    artifacts/runs/<hash>/refit/             the state of a refit, which follows where train.<model>.refit says so
     artifacts/runs/<hash>/checkpoint/        what a finished run hands out; an identical re-run only copies it
     artifacts/runs/prune.lock                held by the one process that removes old runs
 
@@ -55,6 +56,7 @@ class Run:
     def __init__(self, runs: Path, run_hash: str) -> None:
         self.folder = runs / run_hash
         self._state, self._checkpoint = self.folder / "state.safetensors", self.folder / "checkpoint"
+        self._refit = self.folder / "refit"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -76,6 +78,12 @@ class Run:
             yield
         finally:
             lock.release()
+
+    @property
+    def refit(self) -> Run:
+        """The second training of this run; under the same lock, and gone once the run is finished."""
+        self._refit.mkdir(exist_ok=True)
+        return Run(self.folder, self._refit.name)
 
     @property
     def is_finished(self) -> bool:
@@ -122,6 +130,8 @@ class Run:
         with replacing_folder(self._checkpoint) as folder:
             yield folder
         self._state.unlink(missing_ok=True)
+        if self._refit.exists():
+            shutil.rmtree(self._refit)
 
     def hand_out(self, target: Path) -> None:
         """Copy the finished checkpoint to `target`, atomically."""

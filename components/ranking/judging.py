@@ -69,13 +69,15 @@ class Cell:
         return self.metrics.index(self.settings.headline_metric)
 
 
-def load_scorer(cell: Cell, checkpoint: Path) -> tuple[ModelScorer, dict[str, Any]]:
-    """Return the cell's model, and checkpoint.json.
+def load_scorer(cell: Cell, checkpoint: Path, part: str) -> tuple[ModelScorer, dict[str, Any]]:
+    """Return the cell's model as `part` may judge it, and checkpoint.json.
+
+    The test part judges what is served; validation, whose events a refit has seen, the model before it.
 
     Raises:
         StateError: the checkpoint is missing, or belongs to another model or other sequences.
     """
-    model, facts = load_model(checkpoint)
+    model, facts = load_model(checkpoint, selected=part == "valid")
     split = cell.sequences.split
     if (facts["model"], facts["split"]) != (cell.model, split):
         raise StateError(
