@@ -25,7 +25,7 @@ export OMP_NUM_THREADS := 1
 option = $(if $(findstring command,$(origin $(1))),$(2) '$(subst ','\'',$(value $(1)))')
 RUN_OPTIONS = $(call option,SOURCE,--source) $(call option,LOG,--path) $(call option,COLUMNS,--columns) \
 	$(call option,TIMESTAMP_UNIT,--timestamp-unit) $(call option,ITEMS,--items) \
-	$(call option,ITEM_COLUMNS,--item-columns) $(if $(REPLACE),--replace)
+	$(call option,ITEM_COLUMNS,--item-columns) $(call option,SYNTHETIC,--synthetic) $(if $(REPLACE),--replace)
 
 .PHONY: help setup run serve nightly benchmark test check format constraints
 

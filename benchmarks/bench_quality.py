@@ -62,7 +62,10 @@ def prepare(args: argparse.Namespace) -> tuple[Settings, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     params = folder / f"params-{args.name}.yaml"
     params.write_text(args.params.read_text(encoding="utf-8"), encoding="utf-8")
-    for recipe in [*args.recipe, *(_recipe_of(change, folder, args.name) for change in args.set)]:
+    for recipe in [
+        *args.recipe,
+        *(_recipe_of(change, folder, f"{args.name}-{place}") for place, change in enumerate(args.set)),
+    ]:
         use_recipe(recipe, params)
     return load_settings(params), folder
 

@@ -26,6 +26,7 @@ def run(
     timestamp_unit: Annotated[TimestampUnit | None, typer.Option(help="auto decides by magnitude")] = None,
     items: Annotated[str | None, typer.Option(help="item table: file or URL")] = None,
     item_columns: Annotated[str | None, typer.Option(help="item_id=id,title=name,genres=tags")] = None,
+    synthetic: Annotated[str | None, typer.Option(help="users=156250,items=20000,months=36,seed=1,...")] = None,
     replace: Annotated[bool, typer.Option(help="let a different source replace what data/ holds")] = False,
 ) -> None:
     """Run the training flow: log -> validated, trained, evaluated, packaged and promoted model."""

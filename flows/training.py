@@ -9,6 +9,7 @@ This file only says which step follows which.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -28,6 +29,7 @@ def training_flow(
     timestamp_unit: TimestampUnit | None = None,
     items: str | None = None,
     item_columns: str | None = None,
+    synthetic: str | None = None,
     replace: bool = False,
 ) -> dict[str, str]:
     """Bring the log up to date, run every stale stage, promote the model unless the gate refused it.
@@ -39,39 +41,32 @@ def training_flow(
         timestamp_unit: unit of the log's timestamps; auto decides by magnitude.
         items: file or URL of an item table.
         item_columns: as columns, for the item table.
+        synthetic: size of the source synthetic, as in `users=1000,items=500,seed=1`.
         replace: let a different source replace what data/ holds.
 
     Returns:
         Stage -> `up to date` or `ran in n s`.
     """
     hide_expected_tracebacks()
-    ingest(ingest_options(source, path, columns, timestamp_unit, items, item_columns, replace=replace))
+    given = {
+        "source": source,
+        "path": path,
+        "columns": columns,
+        "timestamp-unit": timestamp_unit,
+        "items": items,
+        "item-columns": item_columns,
+        "synthetic": synthetic,
+    }
+    ingest(ingest_options(given, replace=replace))
     version_data()
     outcomes = run_stages()
     promote()
     return outcomes
 
 
-def ingest_options(
-    source: str | None,
-    path: str | None,
-    columns: str | None,
-    timestamp_unit: str | None,
-    items: str | None,
-    item_columns: str | None,
-    *,
-    replace: bool,
-) -> list[str]:
+def ingest_options(given: Mapping[str, str | None], *, replace: bool) -> list[str]:
     """Return the command-line options of `python -m components ingest` for the flow's parameters."""
-    values = {
-        "--source": source,
-        "--path": path,
-        "--columns": columns,
-        "--timestamp-unit": timestamp_unit,
-        "--items": items,
-        "--item-columns": item_columns,
-    }
-    options = [part for name, value in values.items() if value is not None for part in (name, value)]
+    options = [part for name, value in given.items() if value is not None for part in (f"--{name}", value)]
     return [*options, *(["--replace"] if replace else [])]
 
 

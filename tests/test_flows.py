@@ -281,12 +281,16 @@ def test_the_retry_conditions_belong_to_the_tasks_that_need_them():
 
 
 def test_flow_parameters_become_the_options_of_the_command_line():
-    assert ingest_options(None, None, None, None, None, None, replace=False) == []
-    options = ingest_options("table", "my log.csv", "user_id=u", "ms", "items.csv", "item_id=i", replace=True)
-    assert options == [
-        *("--source", "table", "--path", "my log.csv", "--columns", "user_id=u", "--timestamp-unit", "ms"),
-        *("--items", "items.csv", "--item-columns", "item_id=i", "--replace"),
-    ]
+    assert ingest_options({"source": None, "path": None}, replace=False) == []
+    given = {
+        "source": "table",
+        "path": "my log.csv",
+        "timestamp-unit": "ms",
+        "items": None,
+        "item-columns": "item_id=i",
+    }
+    options = ["--source", "table", "--path", "my log.csv", "--timestamp-unit", "ms", "--item-columns", "item_id=i"]
+    assert ingest_options(given, replace=True) == [*options, "--replace"]
 
 
 def test_metrics_become_one_row_for_each_condition_and_model():

@@ -6,6 +6,8 @@ import sys
 import pytest
 from made_repository import FLOW, ingest_options, write_table
 
+from components.baselines import BASELINES
+
 pytestmark = pytest.mark.slow
 
 STAGES = [
@@ -47,7 +49,7 @@ def test_one_command_goes_from_a_log_to_a_promoted_bento(finished):
     ):
         assert (repository.root / file).stat().st_size > 0, file
     metrics = repository.read("reports/metrics.json")["time_split"]
-    assert set(metrics) == {"hstu", "sasrec", "popularity", "popularity_recent"}
+    assert set(metrics) == {"hstu", "sasrec", *BASELINES}
     assert metrics["hstu"]["ndcg@10"]["value"] > metrics["popularity"]["ndcg@10"]["high"]
     assert repository.read("reports/gate.json")["verdict"] == "accepted"
     assert repository.read("registry/champion.json")["tag"] == repository.read("artifacts/package.json")["tag"]
