@@ -25,7 +25,9 @@ def build(request: dict[str, Any]) -> None:
     name, labels = request["name"], request["labels"]
     model_tag = f"{name}:{request['model_version']}"
     with bentoml.models.create(model_tag, labels=labels, metadata=request["metadata"]) as model:
-        shutil.copytree(request["checkpoint"], model.path, dirs_exist_ok=True)
+        # What validation judged before a refit is never served.
+        without = shutil.ignore_patterns("selected.safetensors")
+        shutil.copytree(request["checkpoint"], model.path, dirs_exist_ok=True, ignore=without)
     _add_model(Path("bentofile.yaml"), model_tag)
     bento = build_bentofile("bentofile.yaml", name=name, version=request["bento_version"], labels=labels)
     bento.export(request["export"], output_format="folder")

@@ -151,6 +151,12 @@ class TrainSettings(Section):
         description="of the kernels (kernels/choice.py); training says which and why"
     )
 
+    @model_validator(mode="after")
+    def _go_together(self) -> TrainSettings:
+        if self.head == "mixture" and self.loss == "sampled":
+            raise ValueError("head mixture has no loss sampled: use shared, full, in_batch or gbce")
+        return self
+
 
 class EvaluateSettings(Section):
     """Full-catalogue ranking, its baselines and intervals."""
@@ -200,6 +206,8 @@ class Settings(Section):
         missing = [model for model in self.models if model not in self.train]
         if missing:
             raise ValueError(f"models lists {missing[0]}, but there is no section train.{missing[0]}")
+        if "hstu" in self.train and self.train["hstu"].attention == "softmax" and self.train["hstu"].bias != "none":
+            raise ValueError("train.hstu.attention is softmax, which has no bias: set train.hstu.bias to none")
         if self.package.model not in self.models:
             raise ValueError(f"package.model is {self.package.model}, but models does not list it")
         if self.report.headline_protocol not in self.protocols:

@@ -96,8 +96,8 @@ def _refit(run: Run, trainer: Trainer, num_epochs: int) -> TrainingState:
     data = join_validation(trainer.sequences)
     again = Trainer(trainer.settings, trainer.name, data, trainer.device, num_epochs=num_epochs)
     state = run.refit.load()
-    first = len(state.epochs) + 1 if state else 1
-    log.info("refit on train and validation, %d targets: epochs %d to %d", again.num_targets, first, num_epochs)
+    done = len(state.epochs) if state else 0
+    log.info("refit on train and validation, %d targets: %d of %d epochs done", again.num_targets, done, num_epochs)
     return again.fit(state, run.refit.save)
 
 
@@ -135,8 +135,9 @@ def _hash(settings: TrainSettings, model: str, protocol: str, hashes: dict[str, 
 def _progress_of(run: Run) -> str:
     if run.is_finished:
         return f"training itself is finished ({run.folder})"
-    epochs = run.saved_epochs()
-    return f"{len(epochs)} epochs are saved in {run.folder}" if epochs else "no epoch was finished yet"
+    epochs, again = run.saved_epochs(), run.refit.saved_epochs()
+    saved = f"{len(epochs)} epochs" + (f" and {len(again)} of the refit" if again else "")
+    return f"{saved} are saved in {run.folder}" if epochs else "no epoch was finished yet"
 
 
 def _print_start(run: Run, trainer: Trainer, protocol: str, state: TrainingState | None) -> None:
@@ -160,14 +161,13 @@ def _print_start(run: Run, trainer: Trainer, protocol: str, state: TrainingState
         },
     )
     if state is not None:
-        log.info("resuming at epoch %d of %d from %s", len(state.epochs) + 1, settings.epochs, run.folder)
+        log.info("resuming after epoch %d of %d from %s", len(state.epochs), settings.epochs, run.folder)
 
 
 def _describe_backend(trainer: Trainer) -> str:
-    if trainer.name != "hstu":
-        return "torch's softmax attention: only HSTU has kernels of its own"
     try:
         backend, reason = choose_backend(trainer.device, trainer.settings.backend)
     except ValueError as error:
-        raise SettingsError(str(error), where="train.hstu.backend") from None
-    return f"{backend}: {reason}"
+        raise SettingsError(str(error), where=f"train.{trainer.name}.backend") from None
+    of_attention = "" if trainer.name == "hstu" else "torch's softmax attention; dropout by "
+    return f"{of_attention}{backend}: {reason}"

@@ -74,11 +74,11 @@ def test_validation_judges_the_model_before_the_refit_and_the_test_the_one_after
 
 def test_a_refit_never_reads_the_test_part(folder):
     sequences = load_sequences(folder)
-    items = sequences.items.copy()
+    items, timestamps = sequences.items.copy(), sequences.timestamps.copy()
     for first, end in zip(sequences.test_starts, sequences.ends, strict=True):
-        items[first:end] = 0
+        items[first:end], timestamps[first:end] = 0, 2**40
     assert (items != sequences.items).any()
-    blinded = Sequences(**(vars(sequences) | {"items": items}))
+    blinded = Sequences(**(vars(sequences) | {"items": items, "timestamps": timestamps}))
     weights = [
         Trainer(train_settings(), "hstu", join_validation(log), training.choose_device(), num_epochs=2)
         .fit(None, lambda _: None)

@@ -56,12 +56,11 @@ def fit_popularity(sequences: Sequences, part: str, *, days: int | None = None) 
 
 
 def find_known_before(sequences: Sequences, part: str) -> np.ndarray:
-    """Return (U,) int64: where each user's events end that are known when the window begins; leave-one-out: train."""
-    after_train = part == "test" and sequences.split["train_end"] is not None
-    return sequences.test_starts if after_train else sequences.valid_starts
+    """Return (U,) int64: where each user's events end that are known when the window begins."""
+    return sequences.test_starts if part == "test" else sequences.valid_starts
 
 
 def _window_start(sequences: Sequences, part: str, timestamps: np.ndarray) -> int:
-    """Return T1 or T2; for leave-one-out the moment after the last event of train."""
+    """Return T1 or T2; for leave-one-out the moment after the last known event."""
     start = sequences.split["train_end" if part == "valid" else "valid_end"]
     return int(start) if start is not None else int(timestamps.max(initial=-1)) + 1

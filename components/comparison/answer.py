@@ -29,9 +29,10 @@ class Model:
     model: str
     settings: Mapping[str, Any]
     data_hash: str | None
-    train_end: int | None
+    train_end: int | None  # seconds; after a refit T2
     unknown_share: float  # of the targets in the catalogue: items that it does not know, misses for it
     notes: tuple[str, ...] = ()
+    is_refit: bool = False  # trained on validation too
 
 
 @dataclass(frozen=True)

@@ -39,15 +39,16 @@ class Entrant:
 
     def describe(self, targets: Targets) -> Model:
         """Return what is to be said of it beside its numbers on `targets`."""
-        split = self.facts.get("split", {})
+        split, is_refit = self.facts.get("split", {}), bool(self.facts.get("refit_epochs"))
         return Model(
             name=self.name,
             model=self.facts.get("model", self.name),
             settings=self.facts.get("settings", {}),
             data_hash=split.get("data_hash"),
-            train_end=split.get("train_end"),
+            train_end=split.get("valid_end" if is_refit else "train_end"),
             unknown_share=float(self.misses(targets).sum() / max((targets.items >= 0).sum(), 1)),
             notes=self.notes,
+            is_refit=is_refit,
         )
 
 

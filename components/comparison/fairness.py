@@ -1,8 +1,9 @@
 """Who may be judged on these held-out events: only a model that has seen none of them.
 
 A model from elsewhere (last week's champion, another branch) comes with split.json of its own training. On time_split
-both times have to agree: trained on nothing from T1 on, its epoch chosen on nothing from T2 on. leave_one_out has no
-such times, so there only the very same split will do: whose last event lies before T1 is all training in a time split.
+both times have to agree: trained on nothing from T1 on, its epoch chosen (and refitted) on nothing from T2 on.
+leave_one_out has no such times, so there only the very same split will do: whose last event lies before T1 is all
+training in a time split.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def _introduce(side: Side) -> list[str]:
 def _describe(model: Model) -> str:
     if not model.settings:
         return "a baseline, fitted on all events before the test part"
-    when = "all but each user's last two events"
+    when = f"all but each user's last {'event' if model.is_refit else 'two events'}"
     if model.train_end is not None:
         when = f"events before {np.datetime64(model.train_end, 's')} UTC"
     return f"{model.model}, seed {model.settings.get('seed')}, trained on {when}, log {str(model.data_hash)[:12]}"

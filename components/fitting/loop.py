@@ -63,7 +63,9 @@ class Trainer:
         self.validation = ValidationPart(sequences, settings.max_len) if num_epochs is None else None
         torch.manual_seed(settings.seed)
         self.model = build_model(name, settings, sequences.num_items).to(device)
-        counts_X = count_targets(sequences, windows)
+        # A random window may begin anywhere: every event of train can be a target.
+        possible = windows if settings.windows == "last" else find_training_windows(sequences, len(sequences.items))
+        counts_X = count_targets(sequences, possible)
         self.loss = make_loss(settings, sequences.num_items, item_counts=counts_X, head=self.model.head)
         self.optimizer = AdamW(self.model, weight_decay=settings.weight_decay)
         self._events_per_second = 0.0
@@ -138,7 +140,7 @@ class Trainer:
         )
         total, seen, started = 0.0, 0, time.monotonic()
         self.model.train()
-        with Progress(f"epoch {epoch}/{settings.epochs}", self.num_batches) as progress:
+        with Progress(f"epoch {epoch}/{self.num_epochs or settings.epochs}", self.num_batches) as progress:
             for number, (batch, targets) in enumerate(batches):
                 step = (epoch - 1) * self.num_batches + number  # from 0, over all epochs
                 loss = self._train_batch(batch, targets, step, negatives)
