@@ -82,9 +82,11 @@ def test_what_happens_in_the_window_changes_no_similarity():
     assert fit(sequences, "valid")[3, 4] == 0
 
 
-def test_leave_one_out_counts_train_alone():
+def test_leave_one_out_counts_all_that_comes_before_the_part():
     sequences = made_sequences([[0, 1], [1, 2]], valid=[[3], [3]], test=[[4], [4]], train_end=None)
-    assert np.array_equal(fit(sequences, "test"), fit(sequences, "valid"))
+    assert fit(sequences, "valid")[1, 3] == 0
+    assert fit(sequences, "test")[1, 3] > 0
+    assert not fit(sequences, "test")[:, 4].any()
 
 
 def score(sequences, **choice):

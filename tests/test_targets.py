@@ -113,8 +113,9 @@ def test_an_even_choice_is_small_enough_and_everything_where_that_is_small_enoug
         assert chosen.all()
 
 
-def test_an_even_choice_takes_the_middle_of_every_few_targets_of_a_user():
-    users = np.array([0] * 7 + [1] + [2] * 4)
+def test_an_even_choice_takes_each_place_in_a_user_as_often_as_any_other():
+    users = np.repeat(np.arange(3_000), 6)
     nothing = np.zeros(len(users), dtype=np.int64)
-    chosen = choose_evenly(Targets(nothing, users, *[nothing] * 6), 7)  # of every two the second
-    assert np.flatnonzero(chosen).tolist() == [1, 3, 5, 6, 7, 9, 11]
+    chosen = choose_evenly(Targets(nothing, users, *[nothing] * 6), len(users) // 3).reshape(-1, 2, 3)
+    assert (chosen.sum(2) == 1).all()  # one of every three, for everybody
+    np.testing.assert_allclose(chosen.mean((0, 1)), 1 / 3, atol=0.03)

@@ -68,7 +68,8 @@ def _next_step(comparison: Comparison) -> str:
             model, seed = side.models[-1].model, (side.models[-1].settings.get("seed") or 0) + 1
             return (
                 f"dvc exp run --temp --name {model}-seed-{seed} --set-param train.{model}.seed={seed} "
-                f"train@{model}-{comparison.protocol}   (its name then means that checkpoint)"
+                f"--set-param package.model={model} train@{model}-{comparison.protocol}   "
+                "(its name then means that checkpoint)"
             )
     return "python -m components report   (every model beside every baseline)"
 

