@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from made_models import LEVERS_OFF
 from safetensors.torch import save_file
 
 from components.files import write_json
@@ -23,14 +24,7 @@ TINY_SETTINGS = {
     "head_dim_v": 8,
     "dropout": 0.2,
     "bias": "position+time",
-    "bias_per_head": False,
-    "attention": "pointwise",
-    "feed_forward": "none",
-    "gated_residual": False,
-    "head": "dot",
-    "mixture_query_vectors": 2,
-    "mixture_item_vectors": 2,
-    "request_time_dropout": 0.0,
+    **LEVERS_OFF,
     "backend": "auto",
 }
 

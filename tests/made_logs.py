@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from made_models import LEVERS_OFF
 
 from components.files import write_json
 from components.interactions import write_partitions
@@ -84,13 +85,7 @@ def train_settings(**changes: Any) -> Any:
         "head_dim_v": 8,
         "dropout": 0.2,
         "bias": "position+time",
-        "bias_per_head": False,
-        "attention": "pointwise",
-        "feed_forward": "none",
-        "gated_residual": False,
-        "head": "dot",
-        "mixture_query_vectors": 2,
-        "mixture_item_vectors": 2,
+        **LEVERS_OFF,
         "loss": "full",
         "num_negatives": 4,
         "gbce_calibration": 0.75,
@@ -103,7 +98,6 @@ def train_settings(**changes: Any) -> Any:
         "cycles": 1,
         "windows": "last",
         "stochastic_length": None,
-        "request_time_dropout": 0.0,
         "epochs": 4,
         "patience": 4,
         "refit": False,

@@ -7,6 +7,17 @@ import torch
 
 from components.dataset import Batch
 
+# What every model reads of its settings, off.
+LEVERS_OFF = {
+    "bias_per_head": False,
+    "attention": "pointwise",
+    "feed_forward": "none",
+    "gated_residual": False,
+    "head": "dot",
+    "mixture_query_vectors": 2,
+    "mixture_item_vectors": 3,
+    "request_time_dropout": 0.0,
+}
 # What each lever of a model changes, by itself and together.
 _ESASREC = {"feed_forward": "swiglu", "gated_residual": True}
 SASREC_LEVERS = {
@@ -40,14 +51,7 @@ def model_settings(**changes):
             "head_dim_v": 3,
             "dropout": 0.2,
             "bias": "position+time",
-            "bias_per_head": False,
-            "attention": "pointwise",
-            "feed_forward": "none",
-            "gated_residual": False,
-            "head": "dot",
-            "mixture_query_vectors": 2,
-            "mixture_item_vectors": 3,
-            "request_time_dropout": 0.0,
+            **LEVERS_OFF,
             "backend": "auto",
             "loss": "full",
             "num_negatives": 16,
