@@ -72,7 +72,8 @@ def split(request, tmp_path_factory):
 def test_what_happens_after_a_target_changes_none_of_its_scores(split, part):
     """For every model and baseline, fitted again; `later` includes the user's own events of the same second.
 
-    Under leave-one-out later events of others are in train, which is that protocol's leak; the others must not matter.
+    Under leave-one-out later events of others come before their own held-out part, which is that protocol's leak; those
+    of the part itself must not matter.
     """
     sequences = load_sequences(split.sequences_folder)
     targets = known(find_targets(sequences, part))
@@ -80,7 +81,7 @@ def test_what_happens_after_a_target_changes_none_of_its_scores(split, part):
     tied = followed_by_a_tie(sequences, targets)
     assert tied.any() or (split.protocol, part) == ("leave_one_out", "test")  # where nothing follows
     for index in sorted({0, len(targets) // 2, int(tied.argmax())}):
-        later = is_later(sequences, targets.rows[index], targets.users[index])
+        later = is_later(sequences, part, targets.rows[index], targets.users[index])
         changed = change(sequences, later)
         again = known(find_targets(changed, part))
         row = int(np.flatnonzero(again.rows == targets.rows[index])[0])
@@ -112,14 +113,15 @@ def followed_by_a_tie(sequences, targets):
     return tied & (next_rows > targets.rows)
 
 
-def is_later(sequences, row, user):
-    """(E,) bool: later than the event at `row`, by the clock or in its user's order; of leave-one-out held out too."""
+def is_later(sequences, part, row, user):
+    """(E,) bool: after the event at `row`, by the clock or in its user's order; with leave-one-out from `part` on."""
     rows = np.arange(len(sequences.items))
     own = (rows >= sequences.starts[user]) & (rows < sequences.ends[user])
     later = np.where(own, rows > row, sequences.timestamps > sequences.timestamps[row])
     if sequences.split["train_end"] is None:
         user_of_row = np.repeat(np.arange(len(sequences.starts)), sequences.ends - sequences.starts)
-        later &= rows >= sequences.valid_starts[user_of_row]
+        part_starts = sequences.test_starts if part == "test" else sequences.valid_starts
+        later &= rows >= part_starts[user_of_row]
     return later
 
 
