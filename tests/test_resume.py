@@ -106,7 +106,7 @@ def test_killed_and_interrupted_runs_resume_and_end_in_the_weights_of_an_undistu
     assert 0 < first < EPOCHS
 
     interrupted = Trainer(workspace)
-    interrupted.wait_for(f"resuming at epoch {first + 1} of {EPOCHS} from artifacts/runs/")
+    interrupted.wait_for(f"resuming after epoch {first} of {EPOCHS} from artifacts/runs/")
     interrupted.wait_for(f"epoch {first + 1:3d}/")
     assert interrupted.end(signal.SIGINT) == 130
     second = saved_epochs(workspace)
@@ -116,13 +116,13 @@ def test_killed_and_interrupted_runs_resume_and_end_in_the_weights_of_an_undistu
     assert "Traceback" not in interrupted.log()
 
     terminated = Trainer(workspace)
-    terminated.wait_for(f"resuming at epoch {second + 1} of {EPOCHS}")
+    terminated.wait_for(f"resuming after epoch {second} of {EPOCHS}")
     assert terminated.end(signal.SIGTERM) == 143
     third = saved_epochs(workspace)
 
     last = Trainer(workspace)
     assert last.process.wait() == 0, last.log()
-    assert f"resuming at epoch {third + 1} of {EPOCHS}" in last.log()
+    assert f"resuming after epoch {third} of {EPOCHS}" in last.log()
     assert weights_of(workspace) == undisturbed
 
 
