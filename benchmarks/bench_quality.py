@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,21 +62,21 @@ def prepare(args: argparse.Namespace) -> tuple[Settings, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     params = folder / f"params-{args.name}.yaml"
     params.write_text(args.params.read_text(encoding="utf-8"), encoding="utf-8")
-    for recipe in [
-        *args.recipe,
-        *(_recipe_of(change, folder, f"{args.name}-{place}") for place, change in enumerate(args.set)),
-    ]:
+    for recipe in args.recipe:
         use_recipe(recipe, params)
+    for change in args.set:
+        section, _, last = change.partition("=")[0].rpartition(".")
+        value = change.partition("=")[2]
+        use_recipe(write_recipe(section, {last: value}, folder / f"set-{args.name}.yaml"), params)
     return load_settings(params), folder
 
 
-def _recipe_of(change: str, folder: Path, name: str) -> Path:
-    """Write `train.hstu.dim=64` as a recipe of its own."""
-    key, _, value = change.partition("=")
-    tree: Any = YAML(typ="safe").load(value)
-    for part in reversed(key.split(".")):
+def write_recipe(section: str, keys: Mapping[str, str], path: Path) -> Path:
+    """Write keys of a section, `train.hstu` and {"dim": "64"}, as a recipe of its own."""
+    yaml = YAML(typ="safe")
+    tree: Any = {key: yaml.load(value) for key, value in keys.items()}
+    for part in reversed(section.split(".")):
         tree = {part: tree}
-    path = folder / f"set-{name}.yaml"
     with path.open("w", encoding="utf-8") as file:
         YAML().dump(tree, file)
     return path
@@ -136,26 +136,26 @@ def describe_seed(cell: Cell, seed: int, folder: Path, users_below: int | None) 
 def measure(cell: Cell, folders: Sequence[Path], users_below: int | None) -> Row:
     """Return the metrics of some seeds, each user averaged over them first."""
     row: Row = {}
-    values = {name: _average(cell, folders, f"{cell.protocol}.valid", name) for name in METRICS}
+    values = {name: average(cell, folders, f"{cell.protocol}.valid", name) for name in METRICS}
     row |= {f"valid_{name}": _mean(users) for name, users in values.items()}
     for name in METRICS:
-        users = _average(cell, folders, cell.protocol, name)
+        users = average(cell, folders, cell.protocol, name)
         low, high = _interval(users)
         row |= {name: _mean(users), f"{name}_low": low, f"{name}_high": high}
     for name in METRICS:
         for column, suffix in list(SUFFIXES.items())[1:]:
-            row[name + column] = _mean(_average(cell, folders, cell.protocol + suffix, name))
+            row[name + column] = _mean(average(cell, folders, cell.protocol + suffix, name))
         below = {
             user: value
-            for user, value in _average(cell, folders, cell.protocol, name).items()
+            for user, value in average(cell, folders, cell.protocol, name).items()
             if users_below is not None and user < users_below
         }
         row[f"{name}_users_below"] = _mean(below)
-    seeds = [_mean(_average(cell, [folder], cell.protocol, "ndcg@10")) for folder in folders]
+    seeds = [_mean(average(cell, [folder], cell.protocol, "ndcg@10")) for folder in folders]
     return row | {"ndcg_min": min(seeds), "ndcg_max": max(seeds), "users_below": users_below or ""}
 
 
-def _average(cell: Cell, folders: Sequence[Path], condition: str, metric: str) -> Users:
+def average(cell: Cell, folders: Sequence[Path], condition: str, metric: str) -> Users:
     """Average a metric of each user over the folders; empty where the condition was not measured."""
     found: dict[int, list[float]] = {}
     for folder in folders:
@@ -185,7 +185,7 @@ def run_cell(cell: Cell, args: argparse.Namespace, facts: Row) -> list[Row]:
     rows, folders = [], []
     for seed in args.seeds:
         folders.append(run_seed(cell, seed))
-        shared["weights"] = _count_weights(folders[-1])
+        shared["weights"] = count_weights(folders[-1])
         rows.append(shared | describe_seed(cell, seed, folders[-1], args.users_below))
         recording.append_rows(args.results, rows[-1:])
     if len(folders) > 1:
@@ -195,27 +195,32 @@ def run_cell(cell: Cell, args: argparse.Namespace, facts: Row) -> list[Row]:
     return rows
 
 
-def _count_weights(folder: Path) -> int:
+def count_weights(folder: Path) -> int:
     from safetensors import safe_open
 
     with safe_open(folder / "checkpoint" / "weights.safetensors", framework="pt") as file:
         return sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - a file handle
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """Add what names the log, the recipe over params.yaml, and the folder of intermediate results."""
     parser.add_argument("--source", default="grouplens", help="reader of the log (components/sources)")
     parser.add_argument("--path", type=Path, required=True, help="the log, e.g. ml-1m.zip")
     parser.add_argument("--recipe", type=Path, action="append", default=[], help="recipes/<name>.yaml; may be repeated")
+    parser.add_argument("--users-below", type=int, help="also average over the users with a smaller id")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--folder", type=Path, default=Path("artifacts/quality"))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add_log_options(parser)
     parser.add_argument("--set", action="append", default=[], help="a key of params.yaml: train.hstu.dim=64")
     parser.add_argument("--name", help="of the row; default: the recipe's")
     parser.add_argument("--model", default="hstu")
     parser.add_argument("--protocols", nargs="+", default=["leave_one_out"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--users-below", type=int, help="also average over the users with a smaller id")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--folder", type=Path, default=Path("artifacts/quality"))
     parser.add_argument("--results", type=Path, default=recording.RESULTS / "quality.csv")
     args = parser.parse_args(arguments)
     args.name = args.name or "-".join(recipe.stem for recipe in args.recipe) or "params"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from made_logs import build, walking_log, write_log
 
-from benchmarks import bench_quality
+from benchmarks import bench_ablation, bench_quality
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 TINY = ("max_len=12", "dim=8", "head_dim_qk=8", "head_dim_v=8", "num_blocks=1", "epochs=2", "learning_rate=0.01")
@@ -57,3 +57,29 @@ def test_another_setting_is_another_training(command):
     assert bench_quality.main(["--set", "train.hstu.bias=none", *command]) == 0
     folder = Path(command[command.index("--folder") + 1]) / "walks" / "trained"
     assert len(list(folder.iterdir())) == 2
+
+
+def test_a_lever_is_compared_with_the_one_it_builds_on(command, monkeypatch):
+    places = command[command.index("--params") :]
+    tiny = [part for change in TINY for part in ("--set", change)]
+    command = ["--path", "walks.csv", "--protocol", "time_split", *tiny, *places]
+    assert bench_ablation.main([*command, "--levers", "base", "seed 2", "no bias", "softmax attention"]) == 0
+    monkeypatch.setattr("components.training.train", lambda *_, **__: pytest.fail("trained again"))
+    assert bench_ablation.main([*command, "--levers", "softmax attention"]) == 0
+    base, seed, no_bias, softmax, again = read_rows(command)
+    assert (base["against"], seed["against"], softmax["against"]) == ("", "base", "no bias")
+    assert softmax["changes"] == "bias=none attention=softmax"
+    assert softmax == again | {"command": softmax["command"]}
+    for row, other in ((seed, base), (no_bias, base), (softmax, no_bias)):
+        expected = float(row["ndcg@10"]) - float(other["ndcg@10"])
+        assert float(row["difference"]) == pytest.approx(expected, abs=1e-4)
+        assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])
+    assert float(seed["ndcg@10"]) != float(base["ndcg@10"])
+
+
+def test_every_lever_changes_the_base():
+    names = [lever.name for lever in bench_ablation.LEVERS]
+    assert len(set(names)) == len(names)
+    changes = [frozenset(bench_ablation.gather_changes(lever)) for lever in bench_ablation.LEVERS]
+    assert len(set(changes)) == len(changes)
+    assert not any(change <= set(bench_ablation.BUDGET) for change in changes)
