@@ -30,8 +30,13 @@ class InputEmbedding(nn.Module):
 
     def forward(self, items: Tensor, offsets: Tensor) -> Tensor:
         """Return (L, D) for items (L,) int64 and offsets (B+1,) int64."""
-        x_LD = self.item(items) * math.sqrt(self.item.embedding_dim) + self.position[positions(offsets, len(items))]
+        x_LD = self.embed(items, positions(offsets, len(items)))
         return dropout(x_LD, self.dropout, training=self.training, backend=self.backend)
+
+    def embed(self, items: Tensor, places: Tensor) -> Tensor:
+        """Return (L, D) for items and their places p (L,) int64, without dropout."""
+        x_LD: Tensor = self.item(items) * math.sqrt(self.item.embedding_dim) + self.position[places]
+        return x_LD
 
     def item_vectors(self) -> Tensor:
         """Return (X, D): the item embeddings as unit vectors."""

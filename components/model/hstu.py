@@ -96,12 +96,20 @@ class HSTULayer(nn.Module):
 
     def forward(self, x_LD: Tensor, offsets: Tensor, times: RelativeBias) -> Tensor:
         """Return (L, D)."""
+        u_LC, q_LHD, k_LHD, v_LHV = self.project(x_LD)
+        return self.finish(x_LD, u_LC, self.attend(q_LHD, k_LHD, v_LHV, offsets, times))
+
+    def project(self, x_LD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return u (L, H Dv), q and k (L, H, Dqk), v (L, H, Dv): what each row is, whatever rows are beside it."""
         projected = layer_norm(x_LD, x_LD.shape[1:], eps=_EPS) @ self.uvqk
-        u, v, q, k = silu_split(projected, self.widths, backend=self.backend)
+        u_LC, v, q, k = silu_split(projected, self.widths, backend=self.backend)
         q_LHD, k_LHD, v_LHV = (torch.unflatten(part, 1, (self.num_heads, -1)) for part in (q, k, v))
-        o_LHV = self._attend(q_LHD, k_LHD, v_LHV, offsets, times)
+        return u_LC, q_LHD, k_LHD, v_LHV
+
+    def finish(self, x_LD: Tensor, u_LC: Tensor, o_LHV: Tensor) -> Tensor:
+        """Return (L, D): what attention gave each row, gated and added; then the feed-forward network, if any."""
         gated = gated_norm(
-            o_LHV.flatten(1), u, dropout=self.dropout, training=self.training, eps=_EPS, backend=self.backend
+            o_LHV.flatten(1), u_LC, dropout=self.dropout, training=self.training, eps=_EPS, backend=self.backend
         )
         x_LD = self.residual(x_LD, self.output(gated))
         if self.feed_forward is not None:
@@ -110,7 +118,7 @@ class HSTULayer(nn.Module):
             x_LD = self.forward_residual(x_LD, f_LD)
         return x_LD
 
-    def _attend(self, q_LHD: Tensor, k_LHD: Tensor, v_LHV: Tensor, offsets: Tensor, times: RelativeBias) -> Tensor:
+    def attend(self, q_LHD: Tensor, k_LHD: Tensor, v_LHV: Tensor, offsets: Tensor, times: RelativeBias) -> Tensor:
         """Return (L, H, Dv)."""
         if self.is_softmax:
             return causal_softmax_attention(q_LHD, k_LHD, v_LHV, _group_once(offsets, self.num_heads))
