@@ -1,0 +1,148 @@
+"""What the service remembers of users between requests: their latest window, encoded but for its last event.
+
+    generation = states.generation                     # before the history is read
+    y_1D = states.encode(user_id, rows, timestamps, request_time, generation=generation)
+
+An arriving event makes the one before it final and costs one row (components/model/incremental.py). Positions count
+from the window's oldest event, so sliding it by one would change every row. A window therefore begins at a multiple of
+N/4: it grows from 3N/4 to N events, then loses its oldest quarter and is encoded again, once in N/4 events. Where it
+begins depends on the number of events only, so an answer does not depend on what happens to be in the cache.
+Shapes: n events of a window, N max_len, D width.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from components.model.hstu import HSTU
+from components.model.incremental import Past, extend
+
+
+def window_start(total: int, max_len: int) -> int:
+    """Return the number of the oldest event of the window after `total` events: 0, then multiples of N/4.
+
+    The window has at most N events, and more than N - N/4 as soon as there are that many.
+    """
+    quarter = max(max_len // 4, 1)
+    return -(-max(total - max_len, 0) // quarter) * quarter
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedWindow:
+    """A window's events, of known items only, and all of its rows that are final: every one but the last."""
+
+    rows_n: np.ndarray  # int64 catalogue rows
+    timestamps_n: np.ndarray  # int64 seconds
+    past: Past | None  # None for a single event
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its arrays and tensors."""
+        return self.rows_n.nbytes + self.timestamps_n.nbytes + (self.past.num_bytes if self.past else 0)
+
+    def begins(self, rows_n: np.ndarray, timestamps_n: np.ndarray) -> bool:
+        """Whether a window starts with exactly these events."""
+        n = len(self.rows_n)
+        return np.array_equal(self.rows_n, rows_n[:n]) and np.array_equal(self.timestamps_n, timestamps_n[:n])
+
+
+@dataclass
+class CacheCounts:
+    """What became of the requests: found as it was, extended by new events, encoded anew; and states given up."""
+
+    hits: int = 0
+    extended: int = 0
+    encoded: int = 0
+    evicted: int = 0
+
+
+class UserStates:
+    """Encoded windows of the users seen last, in bounded memory. Safe to call from several threads."""
+
+    def __init__(self, model: HSTU, *, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.counts = CacheCounts()
+        self.num_bytes = 0
+        self.generation = 0  # moves on whenever somebody is forgotten
+        self._model = model
+        self._windows: OrderedDict[str, EncodedWindow] = OrderedDict()  # the one used last at the end
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def encode(
+        self, user_id: str, rows_n: np.ndarray, timestamps_n: np.ndarray, request_time: int, *, generation: int
+    ) -> Tensor:
+        """Return (1, D): a window of known items, 1 to N in time order, as its user is seen at `request_time`.
+
+        `generation` is that from before the window was read: what was read before a user was forgotten is not kept.
+        """
+        with self._lock:
+            known = self._windows.get(user_id)
+        with torch.inference_mode():
+            window = self._bring_up_to_date(known, rows_n, timestamps_n)
+            y_1D = _encode_last(self._model, window, request_time)
+        self._keep(user_id, window, generation)
+        return y_1D
+
+    def forget(self, user_id: str) -> bool:
+        """Drop what is kept of a user; whether there was anything."""
+        with self._lock:
+            self.generation += 1
+            window = self._windows.pop(user_id, None)
+            self.num_bytes -= window.num_bytes if window else 0
+        return window is not None
+
+    def _bring_up_to_date(
+        self, known: EncodedWindow | None, rows_n: np.ndarray, timestamps_n: np.ndarray
+    ) -> EncodedWindow:
+        if known is None or not known.begins(rows_n, timestamps_n):
+            self.counts.encoded += 1
+            return _extend_window(self._model, None, rows_n, timestamps_n)
+        if len(known.rows_n) == len(rows_n):
+            self.counts.hits += 1
+            return known
+        self.counts.extended += 1
+        return _extend_window(self._model, known, rows_n, timestamps_n)
+
+    def _keep(self, user_id: str, window: EncodedWindow, generation: int) -> None:
+        with self._lock:
+            if generation != self.generation:
+                return
+            before = self._windows.pop(user_id, None)
+            self.num_bytes += window.num_bytes - (before.num_bytes if before else 0)
+            self._windows[user_id] = window
+            while self.num_bytes > self.max_bytes:
+                _, oldest = self._windows.popitem(last=False)
+                self.num_bytes -= oldest.num_bytes
+                self.counts.evicted += 1
+
+
+def _extend_window(
+    model: HSTU, known: EncodedWindow | None, rows_n: np.ndarray, timestamps_n: np.ndarray
+) -> EncodedWindow:
+    """Return the window of these events; `known`, where there is one, holds the first of them."""
+    past = known.past if known else None
+    start = len(past) if past else 0
+    if len(rows_n) - 1 > start:
+        final = slice(start, len(rows_n) - 1)
+        new = rows_n[final], timestamps_n[final], timestamps_n[start + 1 :]
+        _, past = extend(model, past, *map(_to_long, new))
+    return EncodedWindow(rows_n, timestamps_n, past)
+
+
+def _encode_last(model: HSTU, window: EncodedWindow, request_time: int) -> Tensor:
+    last = window.rows_n[-1:], window.timestamps_n[-1:], np.array([request_time])
+    y_1D, _ = extend(model, window.past, *map(_to_long, last))
+    return y_1D
+
+
+def _to_long(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))

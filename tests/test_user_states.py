@@ -1,0 +1,146 @@
+"""The cache of encoded users: the same answers as without it, bounded, and nothing of whom it was told to forget."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_models import model_settings
+
+from components.dataset import make_batch
+from components.model import build_model
+from components.serving.user_states import UserStates, window_start
+
+N, NUM_ITEMS = 12, 30
+RANDOM = np.random.default_rng(5)
+ROWS = RANDOM.integers(NUM_ITEMS, size=100)
+TIMES = 1_000_000 + RANDOM.choice([0, 1, 60, 10**5, 10**9], size=100).cumsum()
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(1)
+    return build_model("hstu", model_settings(max_len=N), NUM_ITEMS).double().eval()
+
+
+def made_states(model, max_bytes=10**9):
+    return UserStates(model, max_bytes=max_bytes)
+
+
+def window_of(total):
+    part = slice(window_start(total, N), total)
+    return ROWS[part], TIMES[part]
+
+
+def ask(states, user_id, total, wait=60):
+    rows, times = window_of(total)
+    return states.encode(user_id, rows, times, int(times[-1]) + wait, generation=states.generation)
+
+
+def encode_whole(model, total, wait=60):
+    rows, times = window_of(total)
+    with torch.inference_mode():
+        return model(make_batch([(rows, times)], [int(times[-1]) + wait], max_len=N))[-1:]
+
+
+@pytest.mark.parametrize("max_len", [1, 3, 12, 200])
+def test_a_window_begins_at_multiples_of_a_quarter_and_is_never_short_of_three(max_len):
+    for total in range(1, 5 * max_len):
+        start = window_start(total, max_len)
+        length = total - start
+        assert start % max(max_len // 4, 1) == 0
+        assert length <= max_len
+        assert length == total or length > max_len - max(max_len // 4, 1)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.sampled_from([0, 1, 10**8])), max_size=25))
+def test_an_answer_does_not_depend_on_what_is_in_the_cache(model, requests):
+    """Users of one history that grows by any number of events between requests, with room for two or three of them."""
+    states = made_states(model, max_bytes=16_000)
+    totals = [1, 1, 1]
+    for user, more, wait in requests:
+        totals[user] = min(totals[user] + more, 100)
+        y = ask(states, str(user), totals[user], wait)
+        torch.testing.assert_close(y, encode_whole(model, totals[user], wait), rtol=0, atol=1e-12)
+        assert states.num_bytes <= states.max_bytes
+
+
+def test_an_event_more_is_encoded_alone_until_the_window_slides(model):
+    states = made_states(model)
+    for total in range(1, 2 * N + 1):
+        ask(states, "a", total)
+    # From N on the window slides every quarter; before, only the first request found nothing.
+    assert states.counts.encoded == 1 + 4
+    assert states.counts.extended == 2 * N - 5
+    ask(states, "a", 2 * N, wait=10**6)
+    assert states.counts.hits == 1
+
+
+def test_an_event_that_arrives_late_changes_the_middle_and_is_encoded_anew(model):
+    states = made_states(model)
+    rows, times = window_of(8)
+    states.encode("a", np.delete(rows, 3), np.delete(times, 3), int(times[-1]), generation=0)
+    y = ask(states, "a", 8)
+    assert states.counts.encoded == 2
+    torch.testing.assert_close(y, encode_whole(model, 8), rtol=0, atol=1e-12)
+
+
+def test_who_was_not_seen_for_longest_goes_first(model):
+    ask(one := made_states(model), "a", 10)
+    states = made_states(model, max_bytes=2 * one.num_bytes)
+    for user in ("a", "b", "a", "c", "a"):
+        ask(states, user, 10)
+    assert states.counts.evicted == 1
+    assert states.counts.hits == 2
+    assert len(states) == 2
+    ask(states, "b", 10)
+    assert states.counts.encoded == 4
+
+
+def test_a_state_larger_than_the_whole_cache_is_answered_and_not_kept(model):
+    states = made_states(model, max_bytes=10)
+    torch.testing.assert_close(ask(states, "a", 10), encode_whole(model, 10), rtol=0, atol=1e-12)
+    assert (len(states), states.num_bytes) == (0, 0)
+
+
+def test_forgetting_leaves_nothing(model):
+    states = made_states(model)
+    ask(states, "a", 10)
+    assert states.forget("a")
+    assert not states.forget("a")
+    assert (len(states), states.num_bytes) == (0, 0)
+
+
+def test_what_was_read_before_a_user_was_forgotten_is_not_kept(model):
+    states = made_states(model)
+    generation = states.generation
+    rows, times = window_of(10)
+    states.forget("a")
+    states.encode("a", rows, times, int(times[-1]), generation=generation)
+    assert len(states) == 0
+    ask(states, "a", 10)
+    assert len(states) == 1
+
+
+def test_many_threads_get_what_one_gets(model):
+    states = made_states(model, max_bytes=40_000)
+    expected = {total: encode_whole(model, total) for total in range(1, 40)}
+    wrong = []
+
+    def work(start):
+        for step in range(60):
+            total = 1 + (start + step) % 39
+            y = ask(states, str(step % 4), total)
+            if not torch.allclose(y, expected[total], rtol=0, atol=1e-12):
+                wrong.append(total)
+
+    threads = [threading.Thread(target=work, args=(7 * n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert states.num_bytes == sum(window.num_bytes for window in states._windows.values()) <= states.max_bytes
