@@ -9,19 +9,22 @@ Shapes: X items of the catalogue, D width, L events.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from components.dataset import make_batch
 from components.errors import InputError, StateError
 from components.files import read_json, reading
 from components.model import SequenceModel, build_model
+from components.serving.attributes import ItemAttributes
+from components.serving.rules import Rules, Wanted, apply, scores_of_order, select
 
 if TYPE_CHECKING:
     from components.settings import TrainSettings
@@ -40,6 +43,23 @@ _SINCE_THEN = {
     "mixture_item_vectors": 1,
     "request_time_dropout": 0.0,
 }
+
+
+class UnknownItemError(InputError):
+    """What is asked for is about an item that the catalogue lacks."""
+
+    http_status = 404
+
+
+class Wishes(TypedDict, total=False):
+    """The rules of components/serving/rules.py, in the user's own item ids."""
+
+    exclude_seen: bool
+    exclude: Iterable[ItemId]
+    allow: Iterable[ItemId] | None
+    attributes: Mapping[str, Wanted]
+    caps: Mapping[str, int]
+    first_seen_from: int | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,7 @@ class Answer:
     items: tuple[Recommendation, ...]
     unknown_items: tuple[ItemId, ...]
     source: Literal["model", "popular"]
+    removed: dict[str, int]  # rule -> items of the catalogue that it kept out
 
 
 @dataclass(frozen=True)
@@ -71,6 +92,7 @@ class Catalogue:
     titles: tuple[str, ...]
     counts: np.ndarray  # (X,) int64, events in train
     rows: dict[str, int]  # an id's text -> row
+    attributes: ItemAttributes  # genres and the like
 
     def find(self, item_id: ItemId) -> int:
         """Return the row of `item_id`, -1 where it is unknown.
@@ -118,13 +140,14 @@ def load_catalogue(checkpoint: Path, *, key_type: str) -> Catalogue:
 
     file = checkpoint / "catalogue.parquet"
     with reading(file, todo="Run `dvc repro`"):
-        table = pq.read_table(file, columns=["key", "title", "count"])
+        table = pq.read_table(file)
     keys = table["key"].to_pylist()
     return Catalogue(
         item_ids=tuple(map(int, keys)) if key_type == "int" else tuple(keys),
         titles=tuple(table["title"].to_pylist()),
         counts=table["count"].to_numpy(),
         rows={key: row for row, key in enumerate(keys)},
+        attributes=ItemAttributes.from_table(table),
     )
 
 
@@ -135,10 +158,10 @@ class Recommender:
         self.facts = facts  # checkpoint.json
         self.catalogue = catalogue
         self.max_len = int(facts["settings"]["max_len"])
-        self._model = model
+        self.model = model
         with torch.inference_mode():
-            self._items = model.item_side()
-        self._popular = _popularity_order(facts["popular"], catalogue.counts)
+            self._items, self._vectors_XD = model.item_side(), model.item_vectors()
+        self._popularity_X = scores_of_order(_popularity_order(facts["popular"], catalogue.counts))
 
     @classmethod
     def load(cls, checkpoint: Path) -> Recommender:
@@ -160,11 +183,9 @@ class Recommender:
         history: Sequence[Event],
         k: int,
         request_time: int | None = None,
-        *,
-        exclude_seen: bool = True,
-        exclude: Iterable[ItemId] = (),
+        **rules: Unpack[Wishes],
     ) -> Answer:
-        """Return the `k` best items for a history, fewer where exclusions leave fewer.
+        """Return the `k` best items for a history, fewer where the rules leave fewer.
 
         Events are ordered by time, equal times in the order given. Unknown items are skipped and reported; with no
         known event left the answer is what was popular. Equal scores are ordered by catalogue row.
@@ -174,61 +195,128 @@ class Recommender:
             k: how many items, at least 1.
             request_time: seconds; the largest part of HSTU's gain over SASRec, so pass it. Without it the request
                 comes right after the last event.
-            exclude_seen: leave out what the history holds, however old.
-            exclude: further items to leave out.
+            rules: what the answer may hold; `exclude_seen` leaves out what the history holds, however old.
 
         Raises:
-            InputError: k < 1, or request_time lies before the last event.
+            InputError: k < 1, request_time lies before the last event, or a rule is wrong.
         """
-        if k < 1:
-            raise InputError("k is out of range", observed=k, expected="1 or more")
-        events = sorted(history, key=lambda event: event[1])
-        when = resolve_request_time([timestamp for _, timestamp in events], request_time)
-        excluded = list(exclude)
-        rows = np.array([self.catalogue.find(item) for item, _ in events], dtype=np.int64)
-        banned = [self.catalogue.find(item) for item in excluded] + (rows.tolist() if exclude_seen else [])
-        named = [item for item, _ in history] + excluded
-        unknown = tuple(dict.fromkeys(item for item in named if self.catalogue.find(item) < 0))
-        if not (rows >= 0).any():
-            return Answer(self._most_popular(k, banned), unknown, "popular")
-        times = np.array([timestamp for _, timestamp in events], dtype=np.int64)
-        return Answer(self._best(self.scores(rows, times, when), k, banned), unknown, "model")
+        rows, times = self.read(history)
+        when = resolve_request_time(times.tolist(), request_time)
+        y_1D = self.encode(rows, times, when) if (rows >= 0).any() else None
+        return self.answer(y_1D, rows, k, named=[item for item, _ in history], **rules)
 
-    def scores(self, rows: np.ndarray, timestamps: np.ndarray, request_time: int) -> np.ndarray:
-        """Score the whole catalogue, (X,) float32, for one history (L,) of rows in time order with one known at least.
+    def read(self, history: Sequence[Event]) -> tuple[np.ndarray, np.ndarray]:
+        """Return catalogue rows (L,), -1 for unknown items, and timestamps (L,), both int64 in time order."""
+        events = sorted(history, key=lambda event: event[1])
+        rows = np.array([self.catalogue.find(item) for item, _ in events], dtype=np.int64)
+        return rows, np.array([timestamp for _, timestamp in events], dtype=np.int64)
+
+    def encode(self, rows: np.ndarray, timestamps: np.ndarray, request_time: int) -> Tensor:
+        """Return (1, D): one history (L,) of rows in time order, with one known at least, as it is at `request_time`.
 
         Only its last `max_len` known events count.
         """
         batch = make_batch([(rows, timestamps)], [request_time], max_len=self.max_len)
         with torch.inference_mode():
-            scores: np.ndarray = self._model.score(self._model(batch)[-1:], self._items)[0].numpy()
+            y_1D: Tensor = self.model(batch)[-1:]
+        return y_1D
+
+    def score(self, y_1D: Tensor) -> np.ndarray:
+        """Return the whole catalogue's scores for an encoded history, (X,) float32."""
+        with torch.inference_mode():
+            scores: np.ndarray = self.model.score(y_1D, self._items)[0].numpy()
         return scores
 
-    def _best(self, scores: np.ndarray, k: int, banned: Sequence[int]) -> tuple[Recommendation, ...]:
-        allowed = np.ones(len(scores), dtype=bool)
-        allowed[[row for row in banned if row >= 0]] = False
-        return tuple(self._item(row, float(scores[row])) for row in top_rows(scores, np.flatnonzero(allowed), k))
+    def scores(self, rows: np.ndarray, timestamps: np.ndarray, request_time: int) -> np.ndarray:
+        """Return `score` of what `encode` makes of these."""
+        return self.score(self.encode(rows, timestamps, request_time))
 
-    def _most_popular(self, k: int, banned: Sequence[int]) -> tuple[Recommendation, ...]:
-        left_out = set(banned)
-        rows = [row for row in self._popular if row not in left_out][:k]
-        return tuple(self._item(row, None) for row in rows)
+    def answer(
+        self,
+        y_1D: Tensor | None,
+        seen_rows: Sequence[int] | np.ndarray,
+        k: int,
+        *,
+        named: Iterable[ItemId] = (),
+        **wishes: Unpack[Wishes],
+    ) -> Answer:
+        """Return the `k` best items for an encoded history, popular ones without it.
+
+        `named` is what the request mentions besides its rules, to be reported where it is unknown.
+
+        Raises:
+            InputError: k < 1 or a rule is wrong.
+        """
+        if y_1D is None:
+            return self._answer(self._popularity_X, seen_rows, k, named, wishes, source="popular")
+        return self._answer(self.score(y_1D), seen_rows, k, named, wishes, source="model")
+
+    def rank(self, y_1D: Tensor | None, candidates: Sequence[ItemId]) -> tuple[float | None, ...]:
+        """Return the score of each candidate: that of `recommend`, whatever else is asked; None for an unknown item.
+
+        Without an encoded history every score is None.
+        """
+        if y_1D is None:
+            return (None,) * len(candidates)
+        scores_X = self.score(y_1D)
+        rows = map(self.catalogue.find, candidates)
+        return tuple(float(scores_X[row]) if row >= 0 else None for row in rows)
+
+    def similar(self, item: ItemId, k: int, **wishes: Unpack[Wishes]) -> Answer:
+        """Return the `k` items nearest to one by the cosine of their vectors, itself left out.
+
+        Raises:
+            UnknownItemError: the catalogue lacks the item.
+            InputError: k < 1, or a rule is wrong.
+        """
+        row = self.catalogue.find(item)
+        if row < 0:
+            raise UnknownItemError("the model does not know this item", where="item_id", observed=repr(item)[:80])
+        scores_X = (self._vectors_XD @ self._vectors_XD[row]).numpy()
+        left_out: Wishes = {"exclude_seen": False, "exclude": [item, *wishes.pop("exclude", ())]}
+        return self._answer(scores_X, [], k, [], wishes | left_out, source="model")
+
+    def unknown(self, named: Iterable[ItemId]) -> tuple[ItemId, ...]:
+        """Return those of `named` that the catalogue lacks, once each, in order of appearance."""
+        return tuple(dict.fromkeys(item for item in named if self.catalogue.find(item) < 0))
+
+    def _answer(
+        self,
+        scores_X: np.ndarray,
+        seen_rows: Sequence[int] | np.ndarray,
+        k: int,
+        named: Iterable[ItemId],
+        wishes: Wishes,
+        *,
+        source: Literal["model", "popular"],
+    ) -> Answer:
+        rules, mentioned = self._rules(wishes)
+        eligible = apply(rules, seen_rows, self.catalogue.attributes)
+        selection = select(scores_X, eligible, k, rules.caps)
+        scores = [float(scores_X[row]) if source == "model" else None for row in selection.rows]
+        return Answer(
+            items=tuple(map(self._item, selection.rows, scores)),
+            unknown_items=self.unknown([*named, *mentioned]),
+            source=source,
+            removed=eligible.removed | {f"caps.{name}": count for name, count in selection.passed_over.items()},
+        )
+
+    def _rules(self, wishes: Wishes) -> tuple[Rules, list[ItemId]]:
+        """Return the rules with catalogue rows in them, and the items they name."""
+        exclude, allow = list(wishes.get("exclude", ())), wishes.get("allow")
+        allowed = None if allow is None else list(allow)
+        rules = Rules(
+            exclude_seen=wishes.get("exclude_seen", True),
+            exclude=[self.catalogue.find(item) for item in exclude],
+            allow=None if allowed is None else [self.catalogue.find(item) for item in allowed],
+            attributes=wishes.get("attributes", {}),
+            caps=wishes.get("caps", {}),
+            first_seen_from=wishes.get("first_seen_from"),
+        )
+        return rules, exclude + (allowed or [])
 
     def _item(self, row: int, score: float | None) -> Recommendation:
         return Recommendation(self.catalogue.item_ids[row], score, self.catalogue.titles[row])
-
-
-def top_rows(scores: np.ndarray, rows: np.ndarray, k: int) -> list[int]:
-    """Return the `k` of `rows` (ascending) with the highest scores, best first, ties by row.
-
-    Only what reaches the k-th best score is sorted: O(X) instead of O(X log X), and ties at the cut stay deterministic.
-    """
-    kept = scores[rows]
-    if k < len(rows):
-        threshold = np.partition(kept, -k)[-k]
-        rows, kept = rows[kept >= threshold], kept[kept >= threshold]
-    best: list[int] = rows[np.argsort(-kept, kind="stable")[:k]].tolist()
-    return best
 
 
 def resolve_request_time(timestamps: Sequence[int], request_time: int | None) -> int:

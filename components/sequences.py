@@ -93,13 +93,15 @@ def find_ties(events: Log) -> np.ndarray:
 
 
 def build_catalogue(train_item_ids: np.ndarray, train_timestamps: np.ndarray, data: Path) -> pa.Table:
-    """List the items of train, ordered by id, with key, title, genres, count and last_seen (seconds).
+    """List the items of train, ordered by id, with key, title, genres, count, first_seen and last_seen (seconds).
 
     An item without a title shows its key; without genres, null.
     """
     item_ids, rows, counts = np.unique(train_item_ids, return_inverse=True, return_counts=True)
     last_seen = np.full(len(item_ids), np.iinfo(np.int64).min)
     np.maximum.at(last_seen, rows, train_timestamps)
+    first_seen = np.full(len(item_ids), np.iinfo(np.int64).max)
+    np.minimum.at(first_seen, rows, train_timestamps)
     keys = read_keys(data, "item") or {}
     key = pa.array([keys.get(item, str(item)) for item in item_ids.tolist()], pa.string())
     about = read_items(data)
@@ -111,6 +113,7 @@ def build_catalogue(train_item_ids: np.ndarray, train_timestamps: np.ndarray, da
             "title": pc.coalesce(_text(about, "title"), key),
             "genres": _text(about, "genres"),
             "count": pa.array(counts, pa.int64()),
+            "first_seen": pa.array(first_seen, pa.int64()),
             "last_seen": pa.array(last_seen, pa.int64()),
         }
     )

@@ -35,6 +35,7 @@ def write_checkpoint(
     *,
     key_type: str = "string",
     titles: Sequence[str] | None = None,
+    genres: Sequence[str | None] | None = None,
     popular: Sequence[int] = (2, 0),
     model: str = "hstu",
     seed: int = 1,
@@ -49,8 +50,9 @@ def write_checkpoint(
         "item_id": pa.array(range(len(keys)), pa.int64()),
         "key": pa.array(keys, pa.string()),
         "title": pa.array(titles or [f"The {key}" for key in keys], pa.string()),
-        "genres": pa.array([None] * len(keys), pa.string()),
+        "genres": pa.array(genres or [None] * len(keys), pa.string()),
         "count": pa.array(range(len(keys), 0, -1), pa.int64()),
+        "first_seen": pa.array(range(len(keys)), pa.int64()),
         "last_seen": pa.array([100] * len(keys), pa.int64()),
     }
     pq.write_table(pa.table(catalogue), folder / "catalogue.parquet")

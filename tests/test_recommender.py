@@ -5,13 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from made_checkpoints import write_checkpoint
 
 from components.errors import InputError, StateError
 from components.model import build_model
-from components.recommender import Recommender, load_model, top_rows
+from components.recommender import Recommender, load_model
 
 HISTORY = [("a", 100), ("b", 160), ("c", 90), ("d", 500)]
 
@@ -126,13 +124,6 @@ def test_equal_scores_are_ordered_by_catalogue_row(tmp_path):
     recommender = Recommender.load(folder)
     recommender._items = (torch.ones_like(recommender._items[0]),)
     assert item_ids(recommender.recommend([("a", 1)], 4, exclude_seen=False)) == list("abcd")
-
-
-@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=30), st.integers(1, 40), st.data())
-def test_top_rows_equals_a_full_stable_sort(values, k, data):
-    scores = np.array(values, dtype=np.float32)
-    rows = np.array(sorted(data.draw(st.sets(st.integers(0, len(values) - 1)))), dtype=np.int64)
-    assert top_rows(scores, rows, k) == sorted(rows.tolist(), key=lambda row: (-scores[row], row))[:k]
 
 
 def test_model_is_loaded_in_evaluation_mode_with_exactly_its_weights(checkpoint):

@@ -20,6 +20,7 @@ from components.settings import PackageSettings
 
 KEYS = [f"item-{number}" for number in range(40)]
 HISTORY = [{"item_id": f"item-{number}", "timestamp": 1_000 + number} for number in (7, 3, 11)]
+KEYS_OF_A_REQUEST = "history, user_id, request_time, exclude, allow, attributes, caps, first_seen_from, k, exclude_seen"
 EVENTS = [(event["item_id"], event["timestamp"]) for event in HISTORY]
 
 pytestmark = pytest.mark.slow
@@ -45,6 +46,7 @@ def client(root, tmp_path_factory):
     """An HTTP client of `bentoml serve hstuflow:latest`, started in an unrelated folder."""
     port = free_port()
     environment = os.environ | {"BENTOML_HOME": str(root / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
+    environment["HSTUFLOW_HISTORIES"] = f"sqlite:///{root / 'histories.db'}"
     command = [sys.executable, "-m", "bentoml", "serve", "hstuflow:latest", "--host", "127.0.0.1", "--port", str(port)]
     with (root / "server.log").open("w") as log:
         folder = tmp_path_factory.mktemp("unrelated")
@@ -161,8 +163,8 @@ def test_a_history_without_known_items_gets_popular_items_marked_as_such(client,
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"histroy": []}, "histroy: unknown key, allowed: history, k, request_time, exclude_seen, exclude"),
-        ({"history": None}, "history: Input should be a valid array, observed None"),
+        ({"histroy": []}, f"histroy: unknown key, allowed: {KEYS_OF_A_REQUEST}"),
+        ({"history": {}}, "history: Input should be a valid list, observed {}"),
         ({"history": [{"item_id": "a"}]}, "history.0.timestamp: Field required"),
         (
             {"history": [{"item_id": "a", "timestamp": 1, "rating": 5}]},
@@ -218,17 +220,17 @@ def test_a_request_that_the_schema_refuses_gets_400_and_one_sentence(client, cha
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        (b"{}", "history: Field required"),
-        (b"", "the body: Invalid JSON"),
-        (b"{", "the body: Invalid JSON"),
-        (b"[]", "the body: Input should be an object"),
-        (b"\xff\xfe", "the body: Invalid JSON"),
+        (b"{}", "the body: give a history or a user_id"),
+        (b"", "the body: Field required"),
+        (b"{", "the body: is no JSON: Expecting property name"),
+        (b"[]", "the body: Input should be a valid dictionary"),
+        (b"\xff\xfe", "the body: is no JSON"),
         (b'{"history": [], "k": NaN}', "k: Input should be a valid integer"),
         (
             b'{"history": [{"item_id": "a", "timestamp": NaN}]}',
             "history.0.timestamp: should be seconds since 1970 as an integer",
         ),
-        (b"[" * 10_000, "the body: Invalid JSON"),
+        (b"[" * 100_000, "There was an error parsing the body"),
     ],
 )
 def test_a_body_that_is_not_the_right_json_gets_400_and_one_sentence(client, body, sentence):
@@ -251,16 +253,16 @@ def test_the_largest_allowed_request_is_served(client):
     assert len(answer["items"]) == 40
 
 
-def test_a_body_over_two_megabytes_gets_413(client):
-    declared = client.post("/recommend", json={"history": [], "exclude": ["x" * 2_200_000]})
+def test_a_body_over_four_megabytes_gets_413(client):
+    declared = client.post("/recommend", json={"history": [], "exclude": ["x" * 4_200_000]})
     chunked = client.post(
         "/recommend",
-        content=(b" " * 100_000 for _ in range(30)),
+        content=(b" " * 100_000 for _ in range(50)),
         headers={"Content-Type": "application/json"},
     )
     for response in (declared, chunked):
         assert response.status_code == 413
-        assert response.json() == {"error": "the body is too long: expected at most 2,097,152 bytes"}
+        assert response.json() == {"error": "the body is too long: expected at most 4,194,304 bytes"}
 
 
 @pytest.mark.parametrize("media_type", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data"])
@@ -277,8 +279,25 @@ def test_json_may_be_declared_with_its_charset(client):
     assert response.status_code == 200
 
 
-def test_liveness_readiness_and_the_schema_are_served(client):
+def test_liveness_readiness_metrics_and_the_document_are_served(client):
     assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
+    assert "bentoml_service_request_total" in client.get("/metrics").text
     document = client.get("/docs.json").json()
-    schema = document["paths"]["/recommend"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert set(schema["properties"]) == {"history", "k", "request_time", "exclude_seen", "exclude"}
+    assert {"/recommend", "/rank", "/similar", "/events", "/users/{user_id}"} <= set(document["paths"])
+
+
+def test_events_are_kept_and_a_user_is_forgotten(client, root):
+    events = [event | {"event_id": str(number)} for number, event in enumerate(HISTORY)]
+    assert client.post("/events", json={"user_id": "ann", "events": events}).json() == {"new": 3, "duplicates": 0}
+    stored = ask(client, user_id="ann", request_time=5_000, k=40)
+    given = ask(client, history=HISTORY, request_time=5_000, k=40)
+    assert [item["item_id"] for item in stored["items"]] == [item["item_id"] for item in given["items"]]
+    assert stored["history_from"] == "store"
+    assert (root / "histories.db").exists()
+    assert client.delete("/users/ann").json() == {"deleted": 3}
+    assert ask(client, user_id="ann")["source"] == "popular"
+
+
+def test_the_service_says_what_it_is(client):
+    info = client.get("/info").json()
+    assert (info["num_items"], info["metrics"]["ndcg@10"]["value"]) == (40, 0.1141)

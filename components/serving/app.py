@@ -1,0 +1,255 @@
+"""The routes: JSON in, JSON out, and an OpenAPI document (GET /docs.json) that says so.
+
+BentoML runs this application (components/service.py) and adds what a process needs: workers, /livez, /readyz, /metrics,
+429 over its concurrency, 504 over its time. Every error is {"error": one sentence}.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import FastAPI, Path, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.routing import Match
+
+from components.errors import HstuflowError
+from components.recommender import Answer, Wishes
+from components.serving.guard import refuse
+from components.serving.history_store import StoredEvent
+from components.serving.rules import Wanted
+from components.serving.schemas import (
+    MAX_ID_LENGTH,
+    Error,
+    EventsAnswer,
+    EventsRequest,
+    Filters,
+    ForgottenAnswer,
+    Info,
+    ItemsAnswer,
+    ModelFacts,
+    RankAnswer,
+    RankedItem,
+    RankRequest,
+    RecommendAnswer,
+    RecommendBatchAnswer,
+    RecommendBatchRequest,
+    RecommendedItem,
+    RecommendRequest,
+    SimilarRequest,
+    Whose,
+)
+from components.serving.wording import explain
+
+if TYPE_CHECKING:
+    from components.serving.engine import Engine, Glance
+
+log = logging.getLogger("hstuflow.service")
+
+_STATUSES = {
+    400: "The request is wrong; nothing was done.",
+    404: "There is no such item.",
+    401: "HSTUFLOW_TOKEN is set, and the token is missing or wrong.",
+    413: "The body is too long.",
+    415: "Content-Type is not application/json.",
+    429: "Too many requests at once: try again.",
+    503: "What the answer needs is out of reach for now: try again.",
+    504: "It took too long.",
+}
+
+SCHEMAS: dict[str, type[BaseModel]] = {
+    "/recommend": RecommendRequest,
+    "/recommend_batch": RecommendBatchRequest,
+    "/rank": RankRequest,
+    "/similar": SimilarRequest,
+    "/events": EventsRequest,
+}
+
+
+class _Text(Convertor[str]):
+    """Any text in a path; Starlette's own `path` stops at a line break."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("text", _Text())
+
+
+class Served:
+    """What the routes need of the running service."""
+
+    def __init__(self, engine: Engine, facts: ModelFacts, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        self.engine, self.facts, self.metrics = engine, facts, metrics
+
+
+def build_app(served: Callable[[], Served]) -> FastAPI:
+    """Return the application; `served` is asked at every request, because a service exists only once it runs."""
+    app = FastAPI(title="hstuflow", openapi_url="/docs.json", docs_url=None, redoc_url=None)
+    _add_recommendations(app, served)
+    _add_users(app, served)
+    _add_errors(app)
+    app.openapi = lambda: _describe(app)  # type: ignore[method-assign] # FastAPI's own way of changing it
+    return app
+
+
+def _add_recommendations(app: FastAPI, served: Callable[[], Served]) -> None:
+    @app.post("/recommend", responses=_errors(400, 401, 413, 415, 429, 503, 504))
+    def recommend(request: RecommendRequest) -> RecommendAnswer:
+        """Return the k items this user most likely wants at `request_time`."""
+        return _recommend(served(), request)
+
+    @app.post("/recommend_batch", responses=_errors(400, 401, 413, 415, 429, 503, 504))
+    def recommend_batch(request: RecommendBatchRequest) -> RecommendBatchAnswer:
+        """Answer several requests to /recommend."""
+        here = served()
+        return RecommendBatchAnswer(answers=[_recommend(here, one) for one in request.requests])
+
+    @app.post("/rank", responses=_errors(400, 401, 413, 415, 429, 503, 504))
+    def rank(request: RankRequest) -> RankAnswer:
+        """Score items of your own choice: the scores of /recommend, whatever else is asked with them."""
+        here, recommender = served(), served().engine.recommender
+        glance = _look(here, request)
+        scores = recommender.rank(glance.y_1D, request.candidates)
+        pairs = sorted(zip(request.candidates, scores, strict=True), key=_best_first)
+        return RankAnswer(
+            items=[RankedItem(item_id=item, score=score) for item, score in pairs],
+            unknown_items=list(recommender.unknown([*glance.named, *request.candidates])),
+            source="none" if glance.y_1D is None else "model",
+            history_from=glance.history_from,
+            model=here.facts,
+        )
+
+    @app.post("/similar", responses=_errors(400, 401, 404, 413, 415, 429, 504))
+    def similar(request: SimilarRequest) -> ItemsAnswer:
+        """Return the items nearest to one."""
+        here = served()
+        answer = here.engine.recommender.similar(request.item_id, request.k, **_wishes(request))
+        return ItemsAnswer(**_items(answer), model=here.facts)
+
+    @app.get("/info", responses=_errors(401, 429, 504))
+    def info() -> Info:
+        """Say what is served, and what evaluation said of it."""
+        here, recommender = served(), served().engine.recommender
+        split = recommender.facts["split"]
+        return Info(
+            model=here.facts,
+            metrics={name: dict(metric) for name, metric in here.metrics.items()},
+            num_items=len(recommender.catalogue.item_ids),
+            max_len=recommender.max_len,
+            attributes=list(recommender.catalogue.attributes.names),
+            train_until=split.get("valid_end") if recommender.facts.get("refit_epochs") else split.get("train_end"),
+        )
+
+
+def _add_users(app: FastAPI, served: Callable[[], Served]) -> None:
+    @app.post("/events", responses=_errors(400, 401, 413, 415, 429, 503, 504))
+    def events(request: EventsRequest) -> EventsAnswer:
+        """Keep events of a user: all or none, and once answered, for good. Sent again, they count once."""
+        new = [StoredEvent(event.event_id, event.item_id, event.timestamp) for event in request.events]
+        appended = served().engine.append(request.user_id, new)
+        return EventsAnswer(new=appended.new, duplicates=appended.duplicates)
+
+    @app.delete("/users/{user_id:text}", responses=_errors(400, 401, 429, 503, 504))
+    def forget(user_id: Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)]) -> ForgottenAnswer:
+        """Forget a user for good."""
+        return ForgottenAnswer(deleted=served().engine.forget(user_id))
+
+
+def _recommend(here: Served, request: RecommendRequest) -> RecommendAnswer:
+    glance = _look(here, request)
+    wishes = _wishes(request) | Wishes(exclude_seen=request.exclude_seen)
+    answer = here.engine.recommender.answer(glance.y_1D, glance.seen_rows, request.k, named=glance.named, **wishes)
+    return RecommendAnswer(**_items(answer), source=answer.source, history_from=glance.history_from, model=here.facts)
+
+
+def _look(here: Served, request: Whose) -> Glance:
+    history = None if request.history is None else [(event.item_id, event.timestamp) for event in request.history]
+    return here.engine.look(history, request.user_id, request.request_time)
+
+
+def _wishes(request: Filters) -> Wishes:
+    return Wishes(
+        exclude=request.exclude,
+        allow=request.allow,
+        attributes={name: Wanted(tuple(f.any_of), tuple(f.none_of)) for name, f in request.attributes.items()},
+        caps=request.caps,
+        first_seen_from=request.first_seen_from,
+    )
+
+
+def _items(answer: Answer) -> dict[str, Any]:
+    items = [RecommendedItem(item_id=i.item_id, score=i.score, title=i.title) for i in answer.items]
+    return {"items": items, "unknown_items": list(answer.unknown_items), "removed": answer.removed}
+
+
+def _best_first(pair: tuple[object, float | None]) -> tuple[bool, float]:
+    return (pair[1] is None, -(pair[1] or 0.0))
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def wrong(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a typo explains what is missing
+        return JSONResponse({"error": explain(first, SCHEMAS.get(request.url.path))}, status_code=400)
+
+    @app.exception_handler(HstuflowError)
+    async def refused(_: Request, error: HstuflowError) -> JSONResponse:
+        return refuse(error)
+
+    @app.exception_handler(HTTPException)
+    async def plain(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail)}, status_code=error.status_code, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> JSONResponse:
+        log.error("a request failed", exc_info=error)
+        return JSONResponse({"error": "the service failed; its log says why"}, status_code=500)
+
+    @app.api_route(
+        "/{path:text}", methods=["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"], include_in_schema=False
+    )
+    async def nowhere(request: Request) -> None:
+        allowed = _methods_of(app, request)
+        if allowed:
+            raise HTTPException(405, f"{request.method} is not for this path", {"Allow": ", ".join(sorted(allowed))})
+        raise HTTPException(404, "there is nothing at this path; GET /docs.json says what there is")
+
+
+def _methods_of(app: FastAPI, request: Request) -> set[str]:
+    """Return the methods of the routes that would take this path, were it asked otherwise."""
+    partial = [route for route in app.routes if route.matches(request.scope)[0] is Match.PARTIAL]
+    return {method for route in partial for method in getattr(route, "methods", None) or ()}
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Error, "description": _STATUSES[status]} for status in statuses}
+
+
+def _describe(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document, once made: FastAPI's without its own 422, which this service answers with 400."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version="1", routes=app.routes, description=__doc__)
+        for operation in _operations(document):
+            operation["responses"].pop("422", None)
+            operation["security"] = [{}, {"token": []}]
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _operations(document: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    return (operation for path in document["paths"].values() for operation in path.values())

@@ -1,0 +1,133 @@
+"""What the service does with a request, framework-free: whose history, what of it the model sees, what comes back.
+
+    engine = Engine(Recommender.load(checkpoint), store_url="sqlite:///histories.db")
+    engine.append("ann", [StoredEvent("e1", 50, 881250949)])
+    glance = engine.look(user_id="ann")
+    engine.recommender.answer(glance.y_1D, glance.seen_rows, k=10)
+
+Shapes: D width of the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from components.model.hstu import HSTU
+from components.recommender import Event, ItemId, Recommender, resolve_request_time
+from components.serving.history_store import Appended, History, HistoryStore, StoredEvent, StoreError, open_store
+from components.serving.user_states import UserStates, window_start
+
+HistoryFrom = Literal["request", "store", "request, store unreachable", "nowhere, store unreachable"]
+
+log = logging.getLogger("hstuflow.service")
+
+
+@dataclass(frozen=True, eq=False)
+class Glance:
+    """A user at the time of the request."""
+
+    y_1D: Tensor | None  # None: the history holds no known item
+    seen_rows: Sequence[int] | np.ndarray  # catalogue rows, -1 for unknown items
+    named: Sequence[ItemId]  # items of the request's own history
+    history_from: HistoryFrom
+
+
+class Engine:
+    """A recommender with a memory. Safe to call from several threads."""
+
+    def __init__(self, recommender: Recommender, *, store_url: str, max_cache_bytes: int = 256 << 20) -> None:
+        self.recommender = recommender
+        model = recommender.model
+        self.states = UserStates(model, max_bytes=max_cache_bytes) if isinstance(model, HSTU) else None
+        self._store_url = store_url
+        self._store: HistoryStore | None = None  # opened by the first who needs it: many never will
+        self._opening = threading.Lock()
+
+    @property
+    def store(self) -> HistoryStore:
+        """The store of histories; raises StoreError where it cannot be used."""
+        with self._opening:
+            if self._store is None:
+                self._store = open_store(self._store_url)
+            return self._store
+
+    def look(
+        self, history: Sequence[Event] | None = None, user_id: str | None = None, request_time: int | None = None
+    ) -> Glance:
+        """Encode a user's history: the stored one of `user_id`, else the one given.
+
+        Where the store cannot be reached, the history given beside the user id serves, or none.
+
+        Raises:
+            InputError: request_time lies before the last event.
+        """
+        if user_id is None:
+            return self._look_at_request(history or [], request_time, "request")
+        try:
+            return self._look_at_stored(user_id, request_time)
+        except StoreError as error:
+            log.warning("history of a user_id not read, answering without: %s", error)
+            where: HistoryFrom = "nowhere, store unreachable" if history is None else "request, store unreachable"
+            return self._look_at_request(history or [], request_time, where)
+
+    def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
+        """Keep events of a user, all or none; when this returns, they are kept for good. Raises StoreError."""
+        return self.store.append(user_id, events)
+
+    def forget(self, user_id: str) -> int:
+        """Delete a user from store and cache; return how many events there were. Raises StoreError."""
+        deleted = self.store.forget(user_id)
+        if self.states is not None:
+            self.states.forget(user_id)
+        return deleted
+
+    def close(self) -> None:
+        """Let go of the store."""
+        with self._opening:
+            if self._store is not None:
+                self._store.close()
+
+    def _look_at_request(self, history: Sequence[Event], request_time: int | None, where: HistoryFrom) -> Glance:
+        rows, times = self.recommender.read(history)
+        named = [item for item, _ in history]
+        if not (rows >= 0).any():
+            return Glance(None, rows, named, where)
+        return Glance(self.recommender.encode(rows, times, _when(times, request_time)), rows, named, where)
+
+    def _look_at_stored(self, user_id: str, request_time: int | None) -> Glance:
+        generation = self.states.generation if self.states else 0
+        stored = self.store.read(user_id, limit=self.recommender.max_len)
+        rows, times = self._window(stored)
+        when = _when(times, request_time)
+        # What fits into one read is all there is: the second question is for long histories only.
+        is_whole = stored.total == len(stored.events)
+        seen = {event.item_id for event in stored.events} if is_whole else self.store.seen(user_id)
+        seen_rows = [self.recommender.catalogue.find(item) for item in seen]
+        if len(rows) == 0:
+            return Glance(None, seen_rows, (), "store")
+        if self.states is None:
+            return Glance(self.recommender.encode(rows, times, when), seen_rows, (), "store")
+        y_1D = self.states.encode(user_id, rows, times, when, generation=generation)
+        return Glance(y_1D, seen_rows, (), "store")
+
+    def _window(self, stored: History) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and timestamps of the known items in the window that the cache keeps."""
+        length = stored.arrived - window_start(stored.arrived, self.recommender.max_len)
+        events = stored.events[-length:] if length else ()
+        rows = np.array([self.recommender.catalogue.find(event.item_id) for event in events], dtype=np.int64)
+        times = np.array([event.timestamp for event in events], dtype=np.int64)
+        return rows[rows >= 0], times[rows >= 0]
+
+
+def _when(times: np.ndarray, request_time: int | None) -> int:
+    """Return the time of the request: now, unless given; a client's clock may run ahead of ours."""
+    last: list[int] = times[-1:].tolist()
+    return max([int(time.time()), *last]) if request_time is None else resolve_request_time(last, request_time)

@@ -1,0 +1,116 @@
+"""What every request passes first: the token, the media type, the size of the body.
+
+ASGI middleware, because only there a body can be refused before it is read whole: a framework would hold 10 GB first.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+
+from components.errors import HstuflowError, InputError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY_BYTES = 4 * 1024 * 1024  # 10,000 events, exclusions and allowed items of 40 bytes each take 1.5 MB
+_OPEN_PATHS = ("/livez", "/readyz", "/healthz")  # whoever restarts us has no token
+
+
+class UnauthorizedError(InputError):
+    """The token is missing or wrong."""
+
+    http_status = 401
+
+
+class BodyTooLargeError(InputError):
+    """The body is longer than MAX_BODY_BYTES."""
+
+    http_status = 413
+
+
+class MediaTypeError(InputError):
+    """The body is not declared to be JSON."""
+
+    http_status = 415
+
+
+class ClientLeftError(Exception):
+    """The client closed the connection in the middle of its request."""
+
+
+class RequestGuard:
+    """Refuses what is not ours to answer, with one sentence."""
+
+    def __init__(self, app: ASGIApp, token: str | None = None) -> None:
+        self.app, self._token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check one request and pass it on, its body read."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            self._check_token(scope["path"], headers)
+            if scope["method"] in ("POST", "PUT", "PATCH"):
+                _check_media_type(headers)
+                receive = _replay(await _read_body(headers, receive), receive)
+        except HstuflowError as error:
+            await refuse(error)(scope, receive, send)
+        except ClientLeftError:
+            return  # there is nobody to answer
+        else:
+            await self.app(scope, receive, send)
+
+    def _check_token(self, path: str, headers: Headers) -> None:
+        if self._token is None or path in _OPEN_PATHS:
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        # Compared in constant time: the time of == tells how many characters are right.
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token.encode()):
+            raise UnauthorizedError("the token is missing or wrong", expected="Authorization: Bearer <HSTUFLOW_TOKEN>")
+
+
+def refuse(error: HstuflowError) -> JSONResponse:
+    """Answer with an error's sentence and status."""
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else None
+    return JSONResponse({"error": str(error)}, status_code=error.http_status, headers=headers)
+
+
+def _check_media_type(headers: Headers) -> None:
+    # curl -d declares a form unless told otherwise.
+    media_type = headers.get("content-type", "nothing").split(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise MediaTypeError("Content-Type is wrong", observed=media_type[:80], expected="application/json")
+
+
+async def _read_body(headers: Headers, receive: Receive) -> bytes:
+    """Read the whole body; raises BodyTooLargeError as soon as it is known to be too long."""
+    declared = headers.get("content-length", "0")
+    length = int(declared) if declared.isdecimal() else 0
+    chunks = []
+    more = True
+    while more and length <= MAX_BODY_BYTES:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeftError
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+        length = max(length, sum(map(len, chunks)))
+    if length > MAX_BODY_BYTES:
+        raise BodyTooLargeError("the body is too long", expected=f"at most {MAX_BODY_BYTES:,} bytes")
+    return b"".join(chunks)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives `body` once more, then what the client sends next (that it left)."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay

@@ -1,0 +1,256 @@
+"""What may be asked and what is answered: the only place that says what a good request is, and the OpenAPI document's.
+
+JSON types mean what they say: "5" is no 5, and an unknown key is an error.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from components.recommender import resolve_request_time
+
+MAX_K = 1_000
+MAX_EVENTS = 10_000  # 50 times the longest history the model reads; older events only say what was seen
+MAX_CANDIDATES = 10_000
+MAX_REQUESTS = 100  # of a batch: 0.3 s at 200 events each
+MAX_VALUES = 1_000  # of one attribute, in one request
+MAX_APPENDED = 1_000
+MAX_ID_LENGTH = 256
+MAX_SECONDS = 253_402_300_799  # the end of year 9999: a timestamp in milliseconds is beyond it, so it is refused
+
+
+HistoryFrom = Annotated[
+    Literal["request", "store", "request, store unreachable", "nowhere, store unreachable"],
+    Field(description="whose history it was: with a user_id the store's, unless that could not be reached"),
+]
+
+
+class Schema(BaseModel):
+    """Base of all requests."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Answered(BaseModel):
+    """Base of all answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 5.0 is the integer 5, there and in JSON Schema."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _check_item_id(value: object) -> object:
+    value = _whole(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("Input should be an integer or a string")  # noqa: TRY004 - pydantic catches ValueError only
+    if isinstance(value, str) and not 1 <= len(value) <= MAX_ID_LENGTH:
+        raise ValueError(f"Text should have 1 to {MAX_ID_LENGTH} characters")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]
+ItemId = Annotated[
+    int | str,
+    BeforeValidator(_check_item_id),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer"},
+                {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH},
+            ],
+            "description": "your own item id; 50 is also '50'",
+        }
+    ),
+]
+UserId = Annotated[Text, Field(description="your own user id")]
+Seconds = Annotated[
+    int, Field(ge=0, le=MAX_SECONDS, description="seconds since 1970-01-01 UTC"), BeforeValidator(_whole)
+]
+Count = Annotated[int, Field(ge=1, le=MAX_K), BeforeValidator(_whole)]
+Values = Annotated[list[Text], Field(max_length=MAX_VALUES)]
+
+
+class HistoryEvent(Schema):
+    """One thing the user did."""
+
+    item_id: ItemId
+    timestamp: Seconds
+
+
+class Filter(Schema):
+    """What an item's attribute must and must not be."""
+
+    any_of: Values = Field(default=[], description="one of these at least; empty: no demand")
+    none_of: Values = Field(default=[], description="none of these")
+
+
+class Whose(Schema):
+    """A history in the request, or a user whose events the service keeps, or both."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["history"], "properties": {"history": {"type": "array"}}},
+                {"required": ["user_id"], "properties": {"user_id": {"type": "string"}}},
+            ]
+        }
+    )
+    history: list[HistoryEvent] | None = Field(
+        None, max_length=MAX_EVENTS, description="in any order; beside a user_id only for when the store is down"
+    )
+    user_id: UserId | None = Field(None, description="instead of a history: the events sent to POST /events")
+    request_time: Seconds | None = Field(None, description="when it will be shown; now, unless given")
+
+    @model_validator(mode="after")
+    def _check_history(self) -> Self:
+        if self.history is None and self.user_id is None:
+            raise ValueError("give a history or a user_id")
+        resolve_request_time([event.timestamp for event in self.history or ()], self.request_time)
+        return self
+
+
+class Filters(Schema):
+    """Rules of the answer. Each one's effect is in the answer's `removed`."""
+
+    exclude: list[ItemId] = Field(default=[], max_length=MAX_EVENTS, description="leave these out")
+    allow: list[ItemId] | None = Field(None, max_length=MAX_CANDIDATES, description="only these")
+    attributes: dict[Text, Filter] = Field(
+        default={}, max_length=20, description='by attribute: {"genres": {"any_of": ["Comedy"]}}'
+    )
+    caps: dict[Text, Count] = Field(
+        default={}, max_length=20, description="by attribute: items that may share a value of it"
+    )
+    first_seen_from: Seconds | None = Field(None, description="only items whose first event is not older")
+
+
+class RecommendRequest(Filters, Whose):
+    """Whom to recommend to, how much, and what to leave out."""
+
+    k: Count = Field(10, description="how many items; fewer come back where fewer are left")
+    exclude_seen: bool = Field(True, description="leave out what the history holds")
+
+
+class RecommendBatchRequest(Schema):
+    """Several requests; one that is wrong fails them all."""
+
+    requests: list[RecommendRequest] = Field(min_length=1, max_length=MAX_REQUESTS)
+
+
+class RankRequest(Whose):
+    """Items of your own choice, to be scored."""
+
+    candidates: list[ItemId] = Field(min_length=1, max_length=MAX_CANDIDATES, description="may repeat")
+
+
+class SimilarRequest(Filters):
+    """An item, and how many like it."""
+
+    item_id: ItemId
+    k: Count = 10
+
+
+class UserEvent(HistoryEvent):
+    """One thing a user did, to be kept."""
+
+    event_id: Text = Field(description="your own, unique per user: sent again, the event counts once")
+
+
+class EventsRequest(Schema):
+    """Events of one user, kept all together or not at all."""
+
+    user_id: UserId
+    events: list[UserEvent] = Field(min_length=1, max_length=MAX_APPENDED, description="in any order")
+
+
+class RecommendedItem(Answered):
+    """One answer; `score` is null for a popular item."""
+
+    item_id: int | str
+    score: float | None
+    title: str
+
+
+class ModelFacts(Answered):
+    """Which code (`bento`) and which model (`tag`) answered, and how the gate judged it."""
+
+    bento: str
+    tag: str
+    name: str
+    protocol: str
+    verdict: str
+    data_hash: str
+    git_commit: str
+
+
+class ItemsAnswer(Answered):
+    """Best item first."""
+
+    items: list[RecommendedItem]
+    unknown_items: list[int | str] = Field(description="named in the request, unknown to the model")
+    removed: dict[str, int] = Field(description="rule -> items it kept out, each counted under the first such rule")
+    model: ModelFacts
+
+
+class RecommendAnswer(ItemsAnswer):
+    """`source` is "popular" where the history held no item that the model knows."""
+
+    source: Literal["model", "popular"]
+    history_from: HistoryFrom
+
+
+class RecommendBatchAnswer(Answered):
+    """One answer a request, in their order."""
+
+    answers: list[RecommendAnswer]
+
+
+class RankedItem(Answered):
+    """A candidate; `score` is null where the model does not know it, or nothing of the history."""
+
+    item_id: int | str
+    score: float | None
+
+
+class RankAnswer(Answered):
+    """The candidates, best first, equal ones in the order given, those without a score last."""
+
+    items: list[RankedItem]
+    unknown_items: list[int | str]
+    source: Literal["model", "none"] = Field(description='"none": no known item in the history, so no scores')
+    history_from: HistoryFrom
+    model: ModelFacts
+
+
+class EventsAnswer(Answered):
+    """What became of the events: `new` ones are kept for good, `duplicates` had been there."""
+
+    new: int
+    duplicates: int
+
+
+class ForgottenAnswer(Answered):
+    """How many events of the user there were; there are none now."""
+
+    deleted: int
+
+
+class Info(Answered):
+    """What is served, and what evaluation said of it."""
+
+    model: ModelFacts
+    metrics: dict[str, dict[str, float]] = Field(description="metric -> value, low, high: the test part's")
+    num_items: int
+    max_len: int = Field(description="events of a history that the model reads")
+    attributes: list[str] = Field(description="names that filters and caps may use")
+    train_until: int | None = Field(description="seconds; the model has seen nothing later")
+
+
+class Error(Answered):
+    """What is wrong, where, and what to do."""
+
+    error: str

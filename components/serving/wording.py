@@ -1,0 +1,47 @@
+"""What is wrong with a request, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from components.serving.schemas import Filter, HistoryEvent, UserEvent
+
+_TIMES = ("timestamp", "request_time", "first_seen_from")
+_NESTED: dict[str, type[BaseModel]] = {"history": HistoryEvent, "events": UserEvent, "attributes": Filter}
+
+
+def explain(error: Mapping[str, Any], schema: type[BaseModel] | None) -> str:
+    """Say where and what, of one of pydantic's errors about a request of `schema`; its own words where they help."""
+    is_no_json = error["type"] == "json_invalid"  # its place is a column number
+    location = [] if is_no_json else [part for part in error["loc"] if part != "body"]
+    where = ".".join(map(str, location)) or "the body"
+    return f"{where}: {_what(error, location, schema)}"
+
+
+def _what(error: Mapping[str, Any], location: list[Any], schema: type[BaseModel] | None) -> str:
+    observed = f", observed {repr(error.get('input'))[:80]}"
+    is_time = bool(location) and location[-1] in _TIMES
+    match error["type"]:
+        case "missing":
+            return str(error["msg"])
+        case "json_invalid":
+            return f"is no JSON: {error['ctx']['error']}"
+        case "extra_forbidden":
+            return f"unknown key, allowed: {', '.join(_known_keys(location, schema))}"
+        case "too_long":
+            return f"should have at most {error['ctx']['max_length']:,} entries, observed {len(error['input']):,}"
+        case "less_than_equal" if is_time:
+            return f"should be seconds since 1970, not milliseconds{observed}"
+        case "int_type" if is_time:
+            return f"should be seconds since 1970 as an integer{observed}"
+        case _:
+            return str(error["msg"]).removeprefix("Value error, ") + observed
+
+
+def _known_keys(location: list[Any], schema: type[BaseModel] | None) -> Iterable[str]:
+    nested = [_NESTED[part] for part in location[:-1] if part in _NESTED]
+    innermost = nested[-1] if nested else schema
+    return innermost.model_fields if innermost else ("see GET /docs.json",)
