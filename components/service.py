@@ -23,10 +23,11 @@ import bentoml
 import torch
 
 from components.recommender import Recommender
-from components.serving.app import Served, build_app
+from components.serving.app import Served, build_app, routes_of
 from components.serving.engine import Engine
 from components.serving.guard import RequestGuard
 from components.serving.schemas import ModelFacts
+from components.serving.watching import RequestWatch, log_as_json
 
 _HISTORIES = "sqlite:///hstuflow-histories.db"
 
@@ -36,12 +37,16 @@ def _served() -> Served:
     return here
 
 
-@bentoml.asgi_app(build_app(_served), path="/")
+APP = build_app(_served)
+
+
+@bentoml.asgi_app(APP, path="/")
 @bentoml.service(name="hstuflow", workers=1, traffic={"timeout": 10, "max_concurrency": 64})
 class RecommendService:
     """Recommends items to a user from what the user did so far."""
 
     def __init__(self) -> None:
+        log_as_json()
         torch.set_num_threads(1)  # scale by workers: two threads on a busy machine are 3-5x slower than one
         stored = bentoml.models.get("checkpoint")  # the alias under which packaging.py put it into this Bento
         metadata: Mapping[str, Any] = stored.info.metadata
@@ -60,9 +65,9 @@ class RecommendService:
         self.served.engine.close()
 
 
-RecommendService.add_asgi_middleware(  # type: ignore[attr-defined] # mypy ignores class decorators
-    RequestGuard, token=os.environ.get("HSTUFLOW_TOKEN") or None
-)
+# mypy ignores class decorators. The first one is the outermost.
+RecommendService.add_asgi_middleware(RequestWatch, routes=routes_of(APP))  # type: ignore[attr-defined]
+RecommendService.add_asgi_middleware(RequestGuard, token=os.environ.get("HSTUFLOW_TOKEN") or None)  # type: ignore[attr-defined]
 
 
 def _model_facts(tag: str, metadata: Mapping[str, Any]) -> ModelFacts:

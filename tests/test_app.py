@@ -1,17 +1,21 @@
 """The routes, in this process: what they answer, what they refuse, and that the OpenAPI document is true."""
 
 import json
+import logging
+from collections import Counter
 
 import numpy as np
 import pytest
 from made_checkpoints import write_checkpoint
+from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 
 from components.recommender import Recommender
-from components.serving.app import Served, build_app
+from components.serving.app import Served, build_app, routes_of
 from components.serving.engine import Engine
 from components.serving.guard import RequestGuard
 from components.serving.schemas import ModelFacts
+from components.serving.watching import JsonLines, RequestWatch
 
 KEYS = [f"item-{number}" for number in range(40)]
 GENRES = ["Action|Comedy", "Comedy", "Drama", None] * 10
@@ -260,6 +264,46 @@ def test_a_path_that_is_none_and_a_method_that_is_none_say_so(client):
     assert client.get("/recommend").headers["Allow"] == "POST"
     assert client.get("/recommend").json() == {"error": "GET is not for this path"}
     assert "docs.json" in client.get("/recommendations").json()["error"]
+
+
+def test_a_request_has_an_id_in_its_answer_and_in_its_line_of_log(engine, caplog):
+    served = Served(engine, ModelFacts(**FACTS), {})
+    app = build_app(lambda: served)
+    client = TestClient(RequestWatch(app, routes=routes_of(app)))
+    with caplog.at_level(logging.INFO, "hstuflow"):
+        own = client.delete("/users/ann%40example.org", headers={"X-Request-ID": "order-7"})
+        made = client.get("/nowhere", headers={"X-Request-ID": "no {id}"})
+    assert own.headers["X-Request-ID"] == "order-7"
+    assert len(made.headers["X-Request-ID"]) == 32
+    first, second = (json.loads(JsonLines().format(record)) for record in caplog.records)
+    assert (first["route"], first["method"], first["status"]) == ("/users/{user_id:text}", "DELETE", 200)
+    assert (second["route"], second["status"]) == ("other", 404)
+    assert "ann" not in caplog.text + json.dumps([first, second])
+
+
+def test_what_happened_is_counted(client):
+    def counts():
+        metrics = ("hstuflow_answers_total", "hstuflow_history_items_total", "hstuflow_user_states_total")
+        metrics += ("hstuflow_items_removed_total", "hstuflow_best_score_count")
+        found = [s for metric in REGISTRY.collect() for s in metric.samples if s.name in metrics]
+        return Counter({(s.name, *sorted(s.labels.values())): s.value for s in found})
+
+    before = counts()
+    ask(client, "/events", user_id="ann", events=as_events(HISTORY))
+    for _ in range(2):
+        ask(client, user_id="ann", attributes={"genres": {"none_of": ["Drama"]}})
+    ask(client, history=[*HISTORY, {"item_id": "elsewhere", "timestamp": 2_000}])
+    assert counts() - before == {
+        ("hstuflow_answers_total", "/recommend", "model", "store"): 2,
+        ("hstuflow_answers_total", "/recommend", "model", "request"): 1,
+        ("hstuflow_history_items_total", "yes"): 9,
+        ("hstuflow_history_items_total", "no"): 1,
+        ("hstuflow_user_states_total", "encoded"): 1,
+        ("hstuflow_user_states_total", "hits"): 1,
+        ("hstuflow_items_removed_total", "seen"): 9,
+        ("hstuflow_items_removed_total", "attributes.genres"): 20,
+        ("hstuflow_best_score_count",): 3,
+    }
 
 
 def test_with_a_token_only_who_has_it_is_answered(engine):

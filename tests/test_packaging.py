@@ -89,7 +89,17 @@ def test_the_bento_pins_what_it_installs_and_needs_no_orchestration(bento):
     pins = (packaging.ROOT / "constraints.txt").read_text().split()
     assert set(installed) <= set(pins)
     names = {line.split("==")[0] for line in installed}
-    assert names == {"bentoml", "fastapi", "numpy", "pyarrow", "pydantic", "redis", "safetensors", "torch"}
+    assert names == {
+        "bentoml",
+        "fastapi",
+        "numpy",
+        "prometheus-client",
+        "pyarrow",
+        "pydantic",
+        "redis",
+        "safetensors",
+        "torch",
+    }
 
 
 def test_packaging_again_gives_the_same_bytes(root, packaged):

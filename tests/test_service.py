@@ -281,7 +281,10 @@ def test_json_may_be_declared_with_its_charset(client):
 
 def test_liveness_readiness_metrics_and_the_document_are_served(client):
     assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
-    assert "bentoml_service_request_total" in client.get("/metrics").text
+    ask(client, history=HISTORY)
+    metrics = client.get("/metrics").text
+    assert "bentoml_service_request_total" in metrics
+    assert 'hstuflow_requests_total{method="POST",route="/recommend",status="200"}' in metrics
     document = client.get("/docs.json").json()
     assert {"/recommend", "/rank", "/similar", "/events", "/users/{user_id}"} <= set(document["paths"])
 
@@ -296,6 +299,13 @@ def test_events_are_kept_and_a_user_is_forgotten(client, root):
     assert (root / "histories.db").exists()
     assert client.delete("/users/ann").json() == {"deleted": 3}
     assert ask(client, user_id="ann")["source"] == "popular"
+
+
+def test_a_request_is_one_line_of_json_in_the_log(client, root):
+    client.get("/info", headers={"X-Request-ID": "look-for-me"})
+    lines = [line for line in (root / "server.log").read_text().splitlines() if "look-for-me" in line]
+    assert len(lines) == 1
+    assert json.loads(lines[0])["route"] == "/info"
 
 
 def test_the_service_says_what_it_is(client):

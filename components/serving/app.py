@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
@@ -45,6 +46,7 @@ from components.serving.schemas import (
     SimilarRequest,
     Whose,
 )
+from components.serving.watching import Watch
 from components.serving.wording import explain
 
 if TYPE_CHECKING:
@@ -92,6 +94,16 @@ class Served:
 
     def __init__(self, engine: Engine, facts: ModelFacts, metrics: Mapping[str, Mapping[str, float]]) -> None:
         self.engine, self.facts, self.metrics = engine, facts, metrics
+        self.watch = Watch()
+
+    def look(self, request: Whose) -> Glance:
+        """Encode the history that a request is about."""
+        history = None if request.history is None else [(event.item_id, event.timestamp) for event in request.history]
+        glance = self.engine.look(history, request.user_id, request.request_time)
+        self.watch.looked(glance)
+        if self.engine.states is not None:
+            self.watch.cached(self.engine.states)
+        return glance
 
 
 def build_app(served: Callable[[], Served]) -> FastAPI:
@@ -108,19 +120,19 @@ def _add_recommendations(app: FastAPI, served: Callable[[], Served]) -> None:
     @app.post("/recommend", responses=_errors(400, 401, 413, 415, 429, 503, 504))
     def recommend(request: RecommendRequest) -> RecommendAnswer:
         """Return the k items this user most likely wants at `request_time`."""
-        return _recommend(served(), request)
+        return _recommend(served(), request, "/recommend")
 
     @app.post("/recommend_batch", responses=_errors(400, 401, 413, 415, 429, 503, 504))
     def recommend_batch(request: RecommendBatchRequest) -> RecommendBatchAnswer:
         """Answer several requests to /recommend."""
         here = served()
-        return RecommendBatchAnswer(answers=[_recommend(here, one) for one in request.requests])
+        return RecommendBatchAnswer(answers=[_recommend(here, one, "/recommend_batch") for one in request.requests])
 
     @app.post("/rank", responses=_errors(400, 401, 413, 415, 429, 503, 504))
     def rank(request: RankRequest) -> RankAnswer:
         """Score items of your own choice: the scores of /recommend, whatever else is asked with them."""
         here, recommender = served(), served().engine.recommender
-        glance = _look(here, request)
+        glance = here.look(request)
         scores = recommender.rank(glance.y_1D, request.candidates)
         pairs = sorted(zip(request.candidates, scores, strict=True), key=_best_first)
         return RankAnswer(
@@ -167,16 +179,12 @@ def _add_users(app: FastAPI, served: Callable[[], Served]) -> None:
         return ForgottenAnswer(deleted=served().engine.forget(user_id))
 
 
-def _recommend(here: Served, request: RecommendRequest) -> RecommendAnswer:
-    glance = _look(here, request)
+def _recommend(here: Served, request: RecommendRequest, route: str) -> RecommendAnswer:
+    glance = here.look(request)
     wishes = _wishes(request) | Wishes(exclude_seen=request.exclude_seen)
     answer = here.engine.recommender.answer(glance.y_1D, glance.seen_rows, request.k, named=glance.named, **wishes)
+    here.watch.answered(route, answer, glance.history_from)
     return RecommendAnswer(**_items(answer), source=answer.source, history_from=glance.history_from, model=here.facts)
-
-
-def _look(here: Served, request: Whose) -> Glance:
-    history = None if request.history is None else [(event.item_id, event.timestamp) for event in request.history]
-    return here.engine.look(history, request.user_id, request.request_time)
 
 
 def _wishes(request: Filters) -> Wishes:
@@ -225,6 +233,11 @@ def _add_errors(app: FastAPI) -> None:
         if allowed:
             raise HTTPException(405, f"{request.method} is not for this path", {"Allow": ", ".join(sorted(allowed))})
         raise HTTPException(404, "there is nothing at this path; GET /docs.json says what there is")
+
+
+def routes_of(app: FastAPI) -> list[str]:
+    """Return the paths of the document's routes."""
+    return [route.path for route in app.routes if isinstance(route, APIRoute) and route.include_in_schema]
 
 
 def _methods_of(app: FastAPI, request: Request) -> set[str]:

@@ -1,0 +1,160 @@
+"""What operators see: Prometheus metrics (GET /metrics), one JSON line a request, and a request id in both worlds.
+
+    hstuflow_requests_total{route, method, status}     hstuflow_request_seconds{route}
+    hstuflow_answers_total{route, source, history_from}
+    hstuflow_history_items_total{known}                the share of items that the model does not know
+    hstuflow_user_states_total{result}                 hits, extended, encoded, evicted of the cache
+    hstuflow_user_states_bytes, hstuflow_user_states   its memory and users
+    hstuflow_items_removed_total{rule}                 what filters and caps kept out
+    hstuflow_best_score                                of each answer, in [-1, 1]: a drift shows here first
+
+What BentoML refuses before us (429, 504) is in its own bentoml_service_request_total.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import re
+import threading
+import time
+import uuid
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge, Histogram
+from starlette.datastructures import Headers, MutableHeaders
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from components.recommender import Answer
+    from components.serving.engine import Glance
+    from components.serving.user_states import UserStates
+
+log = logging.getLogger("hstuflow.requests")
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SCORES = tuple(round(0.1 * tenth, 1) for tenth in range(-5, 11))
+_REQUEST_ID = re.compile(r"[\w.:-]{1,100}")
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("hstuflow_request_id", default=None)
+
+REQUESTS = Counter("hstuflow_requests", "Requests answered.", ["route", "method", "status"])
+SECONDS = Histogram("hstuflow_request_seconds", "Time to the last byte of an answer.", ["route"], buckets=_SECONDS)
+ANSWERS = Counter("hstuflow_answers", "Answers by where they came from.", ["route", "source", "history_from"])
+HISTORY_ITEMS = Counter("hstuflow_history_items", "Items of the histories seen, once each.", ["known"])
+STATES = Counter("hstuflow_user_states", "What the cache of encoded users did.", ["result"])
+STATES_BYTES = Gauge("hstuflow_user_states_bytes", "Memory of encoded users.", multiprocess_mode="livesum")
+STATES_USERS = Gauge("hstuflow_user_states_users", "Users that are encoded.", multiprocess_mode="livesum")
+REMOVED = Counter("hstuflow_items_removed", "Items of the catalogue that a rule kept out.", ["rule"])
+BEST_SCORE = Histogram("hstuflow_best_score", "Score of the best item of an answer.", buckets=_SCORES)
+
+
+class JsonLines(logging.Formatter):
+    """A log record as one line of JSON, with the id of the request that it belongs to."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        line = {
+            "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            "request_id": REQUEST_ID.get(),
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def log_as_json() -> None:
+    """Send all of hstuflow's log records to standard error as lines of JSON, and to nobody else."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    ours = logging.getLogger("hstuflow")
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel(logging.INFO)
+
+
+class Watch:
+    """Counts what happened. Safe to call from several threads."""
+
+    def __init__(self) -> None:
+        self._counted: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def looked(self, glance: Glance) -> None:
+        """Count the known and unknown items of a history."""
+        known = sum(row >= 0 for row in glance.seen_rows)
+        HISTORY_ITEMS.labels("yes").inc(known)
+        HISTORY_ITEMS.labels("no").inc(len(glance.seen_rows) - known)
+
+    def answered(self, route: str, answer: Answer, history_from: str) -> None:
+        """Count an answer, what its rules removed, and its best score."""
+        ANSWERS.labels(route, answer.source, history_from).inc()
+        for rule, removed in answer.removed.items():
+            REMOVED.labels(rule).inc(removed)
+        if answer.items and answer.items[0].score is not None:
+            BEST_SCORE.observe(answer.items[0].score)
+
+    def cached(self, states: UserStates) -> None:
+        """Bring the cache's figures up to date."""
+        with self._lock:
+            now = asdict(states.counts)
+            for result, count in now.items():
+                STATES.labels(result).inc(count - self._counted.get(result, 0))
+            self._counted = now
+        STATES_BYTES.set(states.num_bytes)
+        STATES_USERS.set(len(states))
+
+
+class RequestWatch:
+    """ASGI middleware: a request id, the time, the status, one line of JSON."""
+
+    def __init__(self, app: ASGIApp, routes: Iterable[str] = ()) -> None:
+        self.app, self._routes = app, tuple(routes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on and report it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id, started, status = _request_id(scope), time.perf_counter(), 499  # the client left, as nginx has it
+        REQUEST_ID.set(request_id)
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_named)
+        finally:
+            self._report(scope, status, time.perf_counter() - started)
+
+    def _report(self, scope: Scope, status: int, seconds: float) -> None:
+        route = self._route_of(scope["path"])
+        REQUESTS.labels(route, scope["method"] if route != "other" else "any", str(status)).inc()
+        SECONDS.labels(route).observe(seconds)
+        facts = {"method": scope["method"], "route": route, "status": status, "milliseconds": round(1_000 * seconds, 2)}
+        log.info("answered", extra={"facts": facts})
+
+    def _route_of(self, path: str) -> str:
+        """Return the route of a path without the ids in it: neither a metric nor a log is a place for user ids."""
+        for route in self._routes:
+            prefix, has_parameter, _ = route.partition("{")
+            if path == route or (has_parameter and path.startswith(prefix)):
+                return route
+        return "other"
+
+
+def _request_id(scope: Scope) -> str:
+    """Return the client's own id where it is one, else a new one."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
