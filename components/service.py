@@ -15,6 +15,7 @@ HSTUFLOW_TOKEN       what clients have to send as `Authorization: Bearer <token>
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import bentoml
 import torch
 
+from components.errors import HstuflowError
 from components.recommender import Recommender
 from components.serving.app import Served, build_app, routes_of
 from components.serving.engine import Engine
@@ -29,6 +31,7 @@ from components.serving.guard import RequestGuard
 from components.serving.schemas import ModelFacts
 from components.serving.watching import RequestWatch, log_as_json
 
+_MODEL = "checkpoint"  # the alias under which packaging.py put it into this Bento
 _HISTORIES = "sqlite:///hstuflow-histories.db"
 
 
@@ -37,6 +40,22 @@ def _served() -> Served:
     return here
 
 
+def _refuse_a_broken_model() -> None:
+    """End `bentoml serve` where the model cannot be loaded: a worker that fails would be started again for ever.
+
+    Only a Bento has the model; whoever imports this file without one (a test) is not concerned.
+    """
+    try:
+        stored = bentoml.models.get(_MODEL)
+    except bentoml.exceptions.NotFound:
+        return
+    try:
+        Recommender.load(Path(stored.path))
+    except HstuflowError as error:
+        sys.exit(f"the service does not start: {error}")
+
+
+_refuse_a_broken_model()
 APP = build_app(_served)
 
 
@@ -48,7 +67,7 @@ class RecommendService:
     def __init__(self) -> None:
         log_as_json()
         torch.set_num_threads(1)  # scale by workers: two threads on a busy machine are 3-5x slower than one
-        stored = bentoml.models.get("checkpoint")  # the alias under which packaging.py put it into this Bento
+        stored = bentoml.models.get(_MODEL)
         metadata: Mapping[str, Any] = stored.info.metadata
         recommender = Recommender.load(Path(stored.path))
         engine = Engine(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -42,8 +43,14 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(root, tmp_path_factory):
-    """An HTTP client of `bentoml serve hstuflow:latest`, started in an unrelated folder."""
+def client(served):
+    """An HTTP client of the server."""
+    return served[0]
+
+
+@pytest.fixture(scope="module")
+def served(root, tmp_path_factory):
+    """An HTTP client of `bentoml serve hstuflow:latest`, started in an unrelated folder; and that process."""
     port = free_port()
     environment = os.environ | {"BENTOML_HOME": str(root / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
     environment["HSTUFLOW_HISTORIES"] = f"sqlite:///{root / 'histories.db'}"
@@ -54,7 +61,7 @@ def client(root, tmp_path_factory):
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
                 wait_until_ready(client, server, root / "server.log")
-                yield client
+                yield client, server
         finally:
             stop(server)
 
@@ -311,3 +318,38 @@ def test_a_request_is_one_line_of_json_in_the_log(client, root):
 def test_the_service_says_what_it_is(client):
     info = client.get("/info").json()
     assert (info["num_items"], info["metrics"]["ndcg@10"]["value"]) == (40, 0.1141)
+
+
+def test_a_killed_worker_comes_back_and_has_lost_nothing_that_it_acknowledged(served, root):
+    client, server = served
+    acknowledged = []
+
+    def append(number):
+        event = {"event_id": f"{number}", "item_id": f"item-{number % 40}", "timestamp": number}
+        answer = client.post("/events", json={"user_id": "kim", "events": [event]})
+        assert answer.status_code == 200, answer.text
+        acknowledged.append(number)
+
+    for number in range(20):
+        append(number)
+    (worker,) = [p for p in psutil.Process(server.pid).children(recursive=True) if "worker" in " ".join(p.cmdline())]
+    worker.kill()
+    with contextlib.suppress(httpx.TransportError):
+        for number in range(20, 40):
+            append(number)
+    wait_until_ready(client, server, root / "server.log")
+    assert len(acknowledged) >= 20
+    assert client.delete("/users/kim").json()["deleted"] >= len(acknowledged)
+
+
+def test_a_service_whose_model_is_damaged_does_not_start_and_says_why(root, tmp_path):
+    shutil.copytree(root / "bentoml", tmp_path / "bentoml", symlinks=True)
+    for weights in (tmp_path / "bentoml").glob("models/hstuflow/*/weights.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:300])
+    environment = os.environ | {"BENTOML_HOME": str(tmp_path / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
+    command = [sys.executable, "-m", "bentoml", "serve", "hstuflow:latest", "--port", str(free_port())]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the service does not start" in done.stderr
+    assert "weights.safetensors: does not fit the model" in done.stderr
+    assert "Traceback" not in done.stderr
