@@ -5,8 +5,8 @@
 
 Everything goes through components/: ingestion, validation, sequences, training, evaluation, with params.yaml, the
 recipe's keys over it and those of --set over both. Intermediate results lie in artifacts/quality/<log>/; a run that
-was stopped resumes there, and a finished one is only evaluated again. The epoch is chosen on validation. Rows are
-added to benchmarks/results/quality.csv: metrics of the test part, averaged per user, then over users; [low, high]
+was stopped resumes there, and what is trained and evaluated is not done again. The epoch is chosen on validation. Rows
+are added to benchmarks/results/quality.csv: metrics of the test part, averaged per user, then over users; [low, high]
 resamples users. The row whose seed is `all` averages each user over the seeds first, so its interval is over users
 for the mean of the seeds; ndcg_min and ndcg_max are the seeds' own spread.
 """
@@ -105,10 +105,13 @@ def build_sequences(args: argparse.Namespace, settings: Settings, folder: Path) 
 
 
 def run_seed(cell: Cell, seed: int) -> Path:
-    """Train and evaluate one seed; return its folder."""
+    """Train and evaluate one seed where that was not done yet; return its folder."""
     from components import evaluation, training
 
     folder, sequences = cell.trained(seed), cell.folder / "sequences" / cell.protocol
+    if (folder / "evaluation").exists():
+        log.info("seed %d was evaluated before; to do it again, delete %s", seed, folder / "evaluation")
+        return folder
     settings = cell.settings.train[cell.model].model_copy(update={"seed": seed})
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
