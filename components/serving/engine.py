@@ -84,10 +84,11 @@ class Engine:
 
     def forget(self, user_id: str) -> int:
         """Delete a user from store and cache; return how many events there were. Raises StoreError."""
-        deleted = self.store.forget(user_id)
-        if self.states is not None:
-            self.states.forget(user_id)
-        return deleted
+        try:
+            return self.store.forget(user_id)
+        finally:  # after it: what is read while the store still has the events must not stay
+            if self.states is not None:
+                self.states.forget(user_id)
 
     def close(self) -> None:
         """Let go of the store."""
