@@ -41,6 +41,8 @@ ROUTES = [
     ("/events", "post"),
     ("/users/{user_id}", "delete"),
     ("/info", "get"),
+    ("/items", "get"),
+    ("/explain", "post"),
 ]
 
 

@@ -24,16 +24,18 @@ from components.errors import HstuflowError
 from components.recommender import Answer, Wishes
 from components.serving.guard import refuse
 from components.serving.history_store import StoredEvent
+from components.serving.pages import add_page
 from components.serving.rules import Wanted
 from components.serving.schemas import (
     MAX_ID_LENGTH,
-    Error,
     EventsAnswer,
     EventsRequest,
+    ExplainRequest,
     Filters,
     ForgottenAnswer,
     Info,
     ItemsAnswer,
+    ItemsQuery,
     ModelFacts,
     RankAnswer,
     RankedItem,
@@ -47,23 +49,12 @@ from components.serving.schemas import (
     Whose,
 )
 from components.serving.watching import Watch
-from components.serving.wording import explain
+from components.serving.wording import explain, refusals
 
 if TYPE_CHECKING:
     from components.serving.engine import Engine, Glance
 
 log = logging.getLogger("hstuflow.service")
-
-_STATUSES = {
-    400: "The request is wrong; nothing was done.",
-    404: "There is no such item.",
-    401: "HSTUFLOW_TOKEN is set, and the token is missing or wrong.",
-    413: "The body is too long.",
-    415: "Content-Type is not application/json.",
-    429: "Too many requests at once: try again.",
-    503: "What the answer needs is out of reach for now: try again.",
-    504: "It took too long.",
-}
 
 SCHEMAS: dict[str, type[BaseModel]] = {
     "/recommend": RecommendRequest,
@@ -71,6 +62,8 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "/rank": RankRequest,
     "/similar": SimilarRequest,
     "/events": EventsRequest,
+    "/explain": ExplainRequest,
+    "/items": ItemsQuery,
 }
 
 
@@ -111,24 +104,25 @@ def build_app(served: Callable[[], Served]) -> FastAPI:
     app = FastAPI(title="hstuflow", openapi_url="/docs.json", docs_url=None, redoc_url=None)
     _add_recommendations(app, served)
     _add_users(app, served)
-    _add_errors(app)
+    add_page(app, served)
+    _addrefusals(app)
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign] # FastAPI's own way of changing it
     return app
 
 
 def _add_recommendations(app: FastAPI, served: Callable[[], Served]) -> None:
-    @app.post("/recommend", responses=_errors(400, 401, 413, 415, 429, 503, 504))
+    @app.post("/recommend", responses=refusals(400, 401, 413, 415, 429, 503, 504))
     def recommend(request: RecommendRequest) -> RecommendAnswer:
         """Return the k items this user most likely wants at `request_time`."""
         return _recommend(served(), request, "/recommend")
 
-    @app.post("/recommend_batch", responses=_errors(400, 401, 413, 415, 429, 503, 504))
+    @app.post("/recommend_batch", responses=refusals(400, 401, 413, 415, 429, 503, 504))
     def recommend_batch(request: RecommendBatchRequest) -> RecommendBatchAnswer:
         """Answer several requests to /recommend."""
         here = served()
         return RecommendBatchAnswer(answers=[_recommend(here, one, "/recommend_batch") for one in request.requests])
 
-    @app.post("/rank", responses=_errors(400, 401, 413, 415, 429, 503, 504))
+    @app.post("/rank", responses=refusals(400, 401, 413, 415, 429, 503, 504))
     def rank(request: RankRequest) -> RankAnswer:
         """Score items of your own choice: the scores of /recommend, whatever else is asked with them."""
         here, recommender = served(), served().engine.recommender
@@ -143,14 +137,14 @@ def _add_recommendations(app: FastAPI, served: Callable[[], Served]) -> None:
             model=here.facts,
         )
 
-    @app.post("/similar", responses=_errors(400, 401, 404, 413, 415, 429, 504))
+    @app.post("/similar", responses=refusals(400, 401, 404, 413, 415, 429, 504))
     def similar(request: SimilarRequest) -> ItemsAnswer:
         """Return the items nearest to one."""
         here = served()
         answer = here.engine.recommender.similar(request.item_id, request.k, **_wishes(request))
         return ItemsAnswer(**_items(answer), model=here.facts)
 
-    @app.get("/info", responses=_errors(401, 429, 504))
+    @app.get("/info", responses=refusals(401, 429, 504))
     def info() -> Info:
         """Say what is served, and what evaluation said of it."""
         here, recommender = served(), served().engine.recommender
@@ -166,14 +160,14 @@ def _add_recommendations(app: FastAPI, served: Callable[[], Served]) -> None:
 
 
 def _add_users(app: FastAPI, served: Callable[[], Served]) -> None:
-    @app.post("/events", responses=_errors(400, 401, 413, 415, 429, 503, 504))
+    @app.post("/events", responses=refusals(400, 401, 413, 415, 429, 503, 504))
     def events(request: EventsRequest) -> EventsAnswer:
         """Keep events of a user: all or none, and once answered, for good. Sent again, they count once."""
         new = [StoredEvent(event.event_id, event.item_id, event.timestamp) for event in request.events]
         appended = served().engine.append(request.user_id, new)
         return EventsAnswer(new=appended.new, duplicates=appended.duplicates)
 
-    @app.delete("/users/{user_id:text}", responses=_errors(400, 401, 429, 503, 504))
+    @app.delete("/users/{user_id:text}", responses=refusals(400, 401, 429, 503, 504))
     def forget(user_id: Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)]) -> ForgottenAnswer:
         """Forget a user for good."""
         return ForgottenAnswer(deleted=served().engine.forget(user_id))
@@ -206,7 +200,7 @@ def _best_first(pair: tuple[object, float | None]) -> tuple[bool, float]:
     return (pair[1] is None, -(pair[1] or 0.0))
 
 
-def _add_errors(app: FastAPI) -> None:
+def _addrefusals(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def wrong(request: Request, error: RequestValidationError) -> JSONResponse:
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a typo explains what is missing
@@ -244,10 +238,6 @@ def _methods_of(app: FastAPI, request: Request) -> set[str]:
     """Return the methods of the routes that would take this path, were it asked otherwise."""
     partial = [route for route in app.routes if route.matches(request.scope)[0] is Match.PARTIAL]
     return {method for route in partial for method in getattr(route, "methods", None) or ()}
-
-
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": Error, "description": _STATUSES[status]} for status in statuses}
 
 
 def _describe(app: FastAPI) -> dict[str, Any]:

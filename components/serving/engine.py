@@ -22,7 +22,7 @@ from torch import Tensor
 
 from components.model.hstu import HSTU
 from components.recommender import Event, ItemId, Recommender, resolve_request_time
-from components.serving.history_store import Appended, History, HistoryStore, StoredEvent, StoreError, open_store
+from components.serving.history_store import Appended, HistoryStore, StoredEvent, StoreError, open_store
 from components.serving.user_states import UserStates, window_start
 
 HistoryFrom = Literal["request", "store", "request, store unreachable", "nowhere, store unreachable"]
@@ -31,12 +31,29 @@ log = logging.getLogger("hstuflow.service")
 
 
 @dataclass(frozen=True, eq=False)
+class Reading:
+    """A user's history at the time of the request."""
+
+    rows: np.ndarray  # (n,) int64 catalogue rows in time order; -1 for unknown items, which a stored window leaves out
+    timestamps: np.ndarray  # (n,) int64 seconds
+    request_time: int  # seconds
+    seen_rows: Sequence[int] | np.ndarray  # of everything the user had, however old
+    named: Sequence[ItemId]  # items of the request's own history
+    history_from: HistoryFrom
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the model knows an item of the history at least."""
+        return bool((self.rows >= 0).any())
+
+
+@dataclass(frozen=True, eq=False)
 class Glance:
-    """A user at the time of the request."""
+    """What a request needs to know of its user."""
 
     y_1D: Tensor | None  # None: the history holds no known item
-    seen_rows: Sequence[int] | np.ndarray  # catalogue rows, -1 for unknown items
-    named: Sequence[ItemId]  # items of the request's own history
+    seen_rows: Sequence[int] | np.ndarray
+    named: Sequence[ItemId]
     history_from: HistoryFrom
 
 
@@ -62,21 +79,36 @@ class Engine:
     def look(
         self, history: Sequence[Event] | None = None, user_id: str | None = None, request_time: int | None = None
     ) -> Glance:
-        """Encode a user's history: the stored one of `user_id`, else the one given.
+        """Encode what `read` returns, with the cache's help where it is a stored history."""
+        generation = self.states.generation if self.states else 0  # from before the store is read
+        found = self.read(history, user_id, request_time)
+        y_1D = None
+        if found.is_known and found.history_from == "store" and self.states is not None and user_id is not None:
+            known = found.rows, found.timestamps, found.request_time
+            y_1D = self.states.encode(user_id, *known, generation=generation)
+        elif found.is_known:
+            y_1D = self.recommender.encode(found.rows, found.timestamps, found.request_time)
+        return Glance(y_1D, found.seen_rows, found.named, found.history_from)
 
-        Where the store cannot be reached, the history given beside the user id serves, or none.
+    def read(
+        self, history: Sequence[Event] | None = None, user_id: str | None = None, request_time: int | None = None
+    ) -> Reading:
+        """Return a user's history: the stored one of `user_id`, else the one given.
+
+        Where the store cannot be reached, the history given beside the user id serves, or none. Of a stored one it is
+        the window that the cache keeps (components/serving/user_states.py).
 
         Raises:
             InputError: request_time lies before the last event.
         """
         if user_id is None:
-            return self._look_at_request(history or [], request_time, "request")
+            return self._read_request(history or [], request_time, "request")
         try:
-            return self._look_at_stored(user_id, request_time)
+            return self._read_store(user_id, request_time)
         except StoreError as error:
             log.warning("history of a user_id not read, answering without: %s", error)
             where: HistoryFrom = "nowhere, store unreachable" if history is None else "request, store unreachable"
-            return self._look_at_request(history or [], request_time, where)
+            return self._read_request(history or [], request_time, where)
 
     def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
         """Keep events of a user, all or none; when this returns, they are kept for good. Raises StoreError."""
@@ -96,36 +128,21 @@ class Engine:
             if self._store is not None:
                 self._store.close()
 
-    def _look_at_request(self, history: Sequence[Event], request_time: int | None, where: HistoryFrom) -> Glance:
+    def _read_request(self, history: Sequence[Event], request_time: int | None, where: HistoryFrom) -> Reading:
         rows, times = self.recommender.read(history)
-        named = [item for item, _ in history]
-        if not (rows >= 0).any():
-            return Glance(None, rows, named, where)
-        return Glance(self.recommender.encode(rows, times, _when(times, request_time)), rows, named, where)
+        return Reading(rows, times, _when(times, request_time), rows, [item for item, _ in history], where)
 
-    def _look_at_stored(self, user_id: str, request_time: int | None) -> Glance:
-        generation = self.states.generation if self.states else 0
+    def _read_store(self, user_id: str, request_time: int | None) -> Reading:
         stored = self.store.read(user_id, limit=self.recommender.max_len)
-        rows, times = self._window(stored)
-        when = _when(times, request_time)
+        length = stored.arrived - window_start(stored.arrived, self.recommender.max_len)
+        events = stored.events[-length:] if length else ()
+        rows, times = self.recommender.read([(event.item_id, event.timestamp) for event in events])
+        is_known = rows >= 0
         # What fits into one read is all there is: the second question is for long histories only.
         is_whole = stored.total == len(stored.events)
         seen = {event.item_id for event in stored.events} if is_whole else self.store.seen(user_id)
         seen_rows = [self.recommender.catalogue.find(item) for item in seen]
-        if len(rows) == 0:
-            return Glance(None, seen_rows, (), "store")
-        if self.states is None:
-            return Glance(self.recommender.encode(rows, times, when), seen_rows, (), "store")
-        y_1D = self.states.encode(user_id, rows, times, when, generation=generation)
-        return Glance(y_1D, seen_rows, (), "store")
-
-    def _window(self, stored: History) -> tuple[np.ndarray, np.ndarray]:
-        """Return rows and timestamps of the known items in the window that the cache keeps."""
-        length = stored.arrived - window_start(stored.arrived, self.recommender.max_len)
-        events = stored.events[-length:] if length else ()
-        rows = np.array([self.recommender.catalogue.find(event.item_id) for event in events], dtype=np.int64)
-        times = np.array([event.timestamp for event in events], dtype=np.int64)
-        return rows[rows >= 0], times[rows >= 0]
+        return Reading(rows[is_known], times[is_known], _when(times, request_time), seen_rows, (), "store")
 
 
 def _when(times: np.ndarray, request_time: int | None) -> int:

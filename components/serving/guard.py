@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 4 * 1024 * 1024  # 10,000 events, exclusions and allowed items of 40 bytes each take 1.5 MB
-_OPEN_PATHS = ("/livez", "/readyz", "/healthz")  # whoever restarts us has no token
+# Whoever restarts us has no token; who opens the page is asked for it there.
+_PAGE_PATHS = ("/", "/style.css", "/page.js", "/service.js", "/address.js", "/words.js", "/icon.svg")
+_OPEN_PATHS = ("/livez", "/readyz", "/healthz", *_PAGE_PATHS)
 
 
 class UnauthorizedError(InputError):

@@ -254,3 +254,61 @@ class Error(Answered):
     """What is wrong, where, and what to do."""
 
     error: str
+
+
+class ItemsQuery(BaseModel):
+    """What to look for. Not strict: everything in a URL is text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    query: str = Field("", max_length=200, description="words of a title; empty: what is popular")
+    limit: int = Field(20, ge=1, le=100)
+    with_attributes: bool = Field(False, description="say also which values the attributes of the catalogue have")
+
+
+class FoundItem(Answered):
+    """An item of the catalogue."""
+
+    item_id: int | str
+    title: str
+
+
+class FoundAnswer(Answered):
+    """Best match first."""
+
+    items: list[FoundItem]
+    attributes: dict[str, list[str]] = Field(
+        default={}, description="name -> the 100 commonest values, ascending; only with `with_attributes`"
+    )
+
+
+class ExplainRequest(Whose):
+    """Items whose scores are to be explained."""
+
+    item_ids: list[ItemId] = Field(min_length=1, max_length=20, description="may repeat")
+
+
+class Reason(Answered):
+    """A past event. `effect`: the score with it minus the score without it; null for an only event."""
+
+    item_id: int | str
+    title: str
+    timestamp: int
+    effect: float | None
+
+
+class ExplainedItem(Answered):
+    """An item; `score` is null where the model does not know it, or nothing of the history."""
+
+    item_id: int | str
+    score: float | None
+    reasons: list[Reason] = Field(description="the three events of the strongest effect, the strongest first")
+
+
+class ExplainAnswer(Answered):
+    """The items in the order asked."""
+
+    items: list[ExplainedItem]
+    unknown_items: list[int | str]
+    source: Literal["model", "none"] = Field(description='"none": no known item in the history, so no scores')
+    history_from: HistoryFrom
+    model: ModelFacts

@@ -1,4 +1,4 @@
-"""What is wrong with a request, in one sentence."""
+"""What is wrong with a request, in one sentence; and what statuses mean, for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -7,10 +7,25 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from components.serving.schemas import Filter, HistoryEvent, UserEvent
+from components.serving.schemas import Error, Filter, HistoryEvent, UserEvent
 
 _TIMES = ("timestamp", "request_time", "first_seen_from")
 _NESTED: dict[str, type[BaseModel]] = {"history": HistoryEvent, "events": UserEvent, "attributes": Filter}
+STATUSES = {
+    400: "The request is wrong; nothing was done.",
+    401: "HSTUFLOW_TOKEN is set, and the token is missing or wrong.",
+    404: "There is no such item.",
+    413: "The body is too long.",
+    415: "Content-Type is not application/json.",
+    429: "Too many requests at once: try again.",
+    503: "What the answer needs is out of reach for now: try again.",
+    504: "It took too long.",
+}
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what FastAPI takes as `responses`: these statuses, each with an `Error` for its body."""
+    return {status: {"model": Error, "description": STATUSES[status]} for status in statuses}
 
 
 def explain(error: Mapping[str, Any], schema: type[BaseModel] | None) -> str:
