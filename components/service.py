@@ -14,6 +14,7 @@ HSTUFLOW_TOKEN       what clients have to send as `Authorization: Bearer <token>
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -66,6 +67,7 @@ class RecommendService:
 
     def __init__(self) -> None:
         log_as_json()
+        logging.getLogger("bentoml.access").setLevel(logging.WARNING)  # a second line a request, with user ids in paths
         torch.set_num_threads(1)  # scale by workers: two threads on a busy machine are 3-5x slower than one
         stored = bentoml.models.get(_MODEL)
         metadata: Mapping[str, Any] = stored.info.metadata

@@ -276,7 +276,7 @@ def test_a_request_has_an_id_in_its_answer_and_in_its_line_of_log(engine, caplog
     assert own.headers["X-Request-ID"] == "order-7"
     assert len(made.headers["X-Request-ID"]) == 32
     first, second = (json.loads(JsonLines().format(record)) for record in caplog.records)
-    assert (first["route"], first["method"], first["status"]) == ("/users/{user_id:text}", "DELETE", 200)
+    assert (first["route"], first["method"], first["status"]) == ("/users/{user_id}", "DELETE", 200)
     assert (second["route"], second["status"]) == ("other", 404)
     assert "ann" not in caplog.text + json.dumps([first, second])
 

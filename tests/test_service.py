@@ -313,6 +313,9 @@ def test_a_request_is_one_line_of_json_in_the_log(client, root):
     lines = [line for line in (root / "server.log").read_text().splitlines() if "look-for-me" in line]
     assert len(lines) == 1
     assert json.loads(lines[0])["route"] == "/info"
+    client.delete("/users/somebody-in-particular")
+    client.get("/livez")
+    assert "somebody-in-particular" not in (root / "server.log").read_text()
 
 
 def test_the_service_says_what_it_is(client):

@@ -231,7 +231,7 @@ def _addrefusals(app: FastAPI) -> None:
 
 def routes_of(app: FastAPI) -> list[str]:
     """Return the paths of the document's routes."""
-    return [route.path for route in app.routes if isinstance(route, APIRoute) and route.include_in_schema]
+    return [route.path_format for route in app.routes if isinstance(route, APIRoute) and route.include_in_schema]
 
 
 def _methods_of(app: FastAPI, request: Request) -> set[str]:
