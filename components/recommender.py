@@ -160,7 +160,7 @@ class Recommender:
         self.max_len = int(facts["settings"]["max_len"])
         self.model = model
         with torch.inference_mode():
-            self._items, self._vectors_XD = model.item_side(), model.item_vectors()
+            self._items, self.vectors_XD = model.item_side(), model.item_vectors()
         self._popularity_X = scores_of_order(_popularity_order(facts["popular"], catalogue.counts))
 
     @classmethod
@@ -272,7 +272,7 @@ class Recommender:
         row = self.catalogue.find(item)
         if row < 0:
             raise UnknownItemError("the model does not know this item", where="item_id", observed=repr(item)[:80])
-        scores_X = (self._vectors_XD @ self._vectors_XD[row]).numpy()
+        scores_X = (self.vectors_XD @ self.vectors_XD[row]).numpy()
         left_out: Wishes = {"exclude_seen": False, "exclude": [item, *wishes.pop("exclude", ())]}
         return self._answer(scores_X, [], k, [], wishes | left_out, source="model")
 

@@ -5,7 +5,7 @@
         "history": [{"item_id": 50, "timestamp": 881250949}], "k": 10, "request_time": 881251000}'
 
 The routes are in components/serving/app.py, what they ask of the model in components/serving/engine.py. BentoML brings
-the model, the process and its limits, /livez, /readyz and /metrics. Read from the environment:
+the model, the process and its time limit, /livez and /readyz. Read from the environment:
 
 HSTUFLOW_HISTORIES   where histories are kept: sqlite:///hstuflow-histories.db (in the working directory), or redis://...
 HSTUFLOW_CACHE_MB    memory for encoded users (256)
@@ -29,6 +29,7 @@ from components.recommender import Recommender
 from components.serving.app import Served, build_app, routes_of
 from components.serving.engine import Engine
 from components.serving.guard import RequestGuard
+from components.serving.history_store import check_url
 from components.serving.schemas import ModelFacts
 from components.serving.watching import RequestWatch, log_as_json
 
@@ -56,12 +57,28 @@ def _refuse_a_broken_model() -> None:
         sys.exit(f"the service does not start: {error}")
 
 
+def _read_environment() -> tuple[str, int, str | None]:
+    """Return where histories are kept, the bytes of the cache, and the token; ends the process where one is wrong."""
+    url, megabytes = os.environ.get("HSTUFLOW_HISTORIES", _HISTORIES), os.environ.get("HSTUFLOW_CACHE_MB", "256")
+    token = os.environ.get("HSTUFLOW_TOKEN", "").strip()  # a secret's file ends in a line break
+    try:
+        check_url(url)
+    except HstuflowError as error:
+        sys.exit(f"the service does not start: HSTUFLOW_HISTORIES: {error}")
+    if not megabytes.isdecimal():
+        sys.exit(f"the service does not start: HSTUFLOW_CACHE_MB: observed {megabytes!r}, expected megabytes: 256")
+    if not token.isascii():
+        sys.exit("the service does not start: HSTUFLOW_TOKEN: expected letters that an HTTP header can hold (ASCII)")
+    return url, int(megabytes) << 20, token or None
+
+
 _refuse_a_broken_model()
+_STORE_URL, _CACHE_BYTES, _TOKEN = _read_environment()
 APP = build_app(_served)
 
 
 @bentoml.asgi_app(APP, path="/")
-@bentoml.service(name="hstuflow", workers=1, traffic={"timeout": 10, "max_concurrency": 64})
+@bentoml.service(name="hstuflow", workers=1, traffic={"timeout": 10}, metrics={"enabled": False})
 class RecommendService:
     """Recommends items to a user from what the user did so far."""
 
@@ -72,11 +89,7 @@ class RecommendService:
         stored = bentoml.models.get(_MODEL)
         metadata: Mapping[str, Any] = stored.info.metadata
         recommender = Recommender.load(Path(stored.path))
-        engine = Engine(
-            recommender,
-            store_url=os.environ.get("HSTUFLOW_HISTORIES", _HISTORIES),
-            max_cache_bytes=int(os.environ.get("HSTUFLOW_CACHE_MB", "256")) << 20,
-        )
+        engine = Engine(recommender, store_url=_STORE_URL, max_cache_bytes=_CACHE_BYTES)
         self.served = Served(engine, _model_facts(str(stored.tag), metadata), metadata["metrics"])
         recommender.recommend([(recommender.catalogue.item_ids[0], 0)], k=1)  # the first call is the slow one
 
@@ -88,7 +101,7 @@ class RecommendService:
 
 # mypy ignores class decorators. The first one is the outermost.
 RecommendService.add_asgi_middleware(RequestWatch, routes=routes_of(APP))  # type: ignore[attr-defined]
-RecommendService.add_asgi_middleware(RequestGuard, token=os.environ.get("HSTUFLOW_TOKEN") or None)  # type: ignore[attr-defined]
+RecommendService.add_asgi_middleware(RequestGuard, token=_TOKEN)  # type: ignore[attr-defined]
 
 
 def _model_facts(tag: str, metadata: Mapping[str, Any]) -> ModelFacts:

@@ -187,6 +187,49 @@ def test_a_forgotten_user_is_as_one_never_seen(client, engine):
     assert client.delete("/users/dora%2F1").json() == {"deleted": 0}
 
 
+def test_the_cache_goes_on_after_somebody_is_forgotten_while_it_is_empty(client, engine):
+    client.delete("/users/nobody")
+    ask(client, "/events", user_id="ann", events=as_events(HISTORY))
+    for _ in range(3):
+        ask(client, user_id="ann")
+    assert (engine.states.counts.encoded, engine.states.counts.hits) == (1, 2)
+
+
+def test_a_user_forgotten_through_another_process_leaves_the_cache_when_asked_for(client, engine):
+    ask(client, "/events", user_id="ann", events=as_events(HISTORY))
+    ask(client, user_id="ann")
+    engine.store.forget("ann")
+    assert ask(client, user_id="ann")["source"] == "popular"
+    assert len(engine.states) == 0
+
+
+def test_a_stored_event_later_than_the_request_does_not_shut_the_user_out(client):
+    ask(client, "/events", user_id="ann", events=as_events(HISTORY))
+    assert (
+        ask(client, user_id="ann", request_time=5)["items"] == ask(client, user_id="ann", request_time=1_011)["items"]
+    )
+
+
+def test_too_many_requests_at_once_get_429(engine):
+    served = Served(engine, ModelFacts(**FACTS), {})
+    client = TestClient(RequestGuard(build_app(lambda: served), most_at_once=0))
+    response = client.post("/recommend", json={"history": []})
+    assert (response.status_code, response.json()) == (429, {"error": "too many requests at once. Try again"})
+    assert client.get("/").status_code == 200
+
+
+def test_metrics_hold_no_user_and_no_path_that_a_stranger_makes_up(engine):
+    served = Served(engine, ModelFacts(**FACTS), {})
+    app = build_app(lambda: served)
+    client = TestClient(RequestWatch(app, routes=routes_of(app)))
+    client.delete("/users/ann%40example.org")
+    client.get("/made-up-path")
+    client.request("MADEUP", "/recommend")
+    text = client.get("/metrics").text
+    assert 'route="/users/{user_id}"' in text
+    assert not [word for word in ("ann@", "made-up-path", "MADEUP") if word in text]
+
+
 def test_without_its_store_the_service_answers_from_the_request_and_says_so(recommender, tmp_path):
     (tmp_path / "histories.db").write_text("no database at all, and long enough to be taken for one" * 100)
     client = make_client(Engine(recommender, store_url=f"sqlite:///{tmp_path / 'histories.db'}"))
@@ -200,7 +243,7 @@ def test_without_its_store_the_service_answers_from_the_request_and_says_so(reco
         client.delete("/users/ann"),
     ):
         assert response.status_code == 503
-        assert "histories.db" in response.json()["error"]
+        assert response.json() == {"error": "the store of histories is out of reach: try again"}
 
 
 def test_a_model_without_a_cache_serves_stored_histories_too(tmp_path):
@@ -249,6 +292,9 @@ def test_info_says_what_is_served(client):
         ),
         ("/rank", {"history": [], "candidates": []}, "candidates: List should have at least 1 item"),
         ("/events", {"user_id": "a", "events": [HISTORY[0]]}, "events.0.event_id: Field required"),
+        ("/recommend", {str(n): n for n in range(51)}, "the body: an object should have at most 50 keys"),
+        ("/recommend", {"history": [], "x" * 10**6: 1}, "x" * 200 + ": unknown key"),
+        ("/events", {"user_id": "a\nb", "events": []}, "user_id: String should match pattern"),
         ("/recommend_batch", {"requests": [{}]}, "requests.0: give a history or a user_id"),
     ],
 )
@@ -319,6 +365,21 @@ def test_a_failure_of_ours_shows_no_trace(client, engine, monkeypatch):
     monkeypatch.setattr(engine, "look", lambda *_: 1 / 0)
     response = client.post("/recommend", json={"history": []})
     assert (response.status_code, response.json()) == (500, {"error": "the service failed; its log says why"})
+
+
+def test_half_of_a_surrogate_pair_is_refused_in_every_id(client):
+    event = {"item_id": "\ud800", "timestamp": 1}
+    for route, request in (
+        ("/recommend", {"history": [event]}),
+        ("/recommend", {"history": [], "exclude": ["\ud800"]}),
+        ("/rank", {"history": [], "candidates": ["\ud800"]}),
+        ("/explain", {"history": [], "item_ids": ["\ud800"]}),
+        ("/events", {"user_id": "a", "events": [event | {"event_id": "\ud800"}]}),
+        ("/events", {"user_id": "\ud800", "events": [event | {"event_id": "1"}]}),
+    ):
+        headers = {"Content-Type": "application/json"}
+        response = client.post(route, content=json.dumps(request), headers=headers)
+        assert response.status_code == 400, (route, response.text)
 
 
 def test_an_answer_is_json_whatever_the_request_held(client):

@@ -1,7 +1,7 @@
 """The routes: JSON in, JSON out, and an OpenAPI document (GET /docs.json) that says so.
 
-BentoML runs this application (components/service.py) and adds what a process needs: workers, /livez, /readyz, /metrics,
-429 over its concurrency, 504 over its time. Every error is {"error": one sentence}.
+BentoML runs this application (components/service.py) and adds what a process needs: workers, /livez, /readyz, and 504
+over its time. Every error is {"error": one sentence}.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ from fastapi import FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from components.errors import HstuflowError
 from components.recommender import Answer, Wishes
 from components.serving.guard import refuse
-from components.serving.history_store import StoredEvent
+from components.serving.history_store import StoredEvent, StoreError
 from components.serving.pages import add_page
 from components.serving.rules import Wanted
 from components.serving.schemas import (
     MAX_ID_LENGTH,
+    ONE_LINE,
     EventsAnswer,
     EventsRequest,
     ExplainRequest,
@@ -48,7 +50,7 @@ from components.serving.schemas import (
     SimilarRequest,
     Whose,
 )
-from components.serving.watching import Watch
+from components.serving.watching import Watch, collect_metrics
 from components.serving.wording import explain, refusals
 
 if TYPE_CHECKING:
@@ -80,6 +82,9 @@ class _Text(Convertor[str]):
 
 
 register_url_convertor("text", _Text())
+
+
+PathUserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, pattern=ONE_LINE)]
 
 
 class Served:
@@ -144,6 +149,11 @@ def _add_recommendations(app: FastAPI, served: Callable[[], Served]) -> None:
         answer = here.engine.recommender.similar(request.item_id, request.k, **_wishes(request))
         return ItemsAnswer(**_items(answer), model=here.facts)
 
+    @app.get("/metrics", include_in_schema=False)
+    def metrics() -> Response:
+        """Return Prometheus' text."""
+        return Response(collect_metrics(), media_type=CONTENT_TYPE_LATEST)
+
     @app.get("/info", responses=refusals(401, 429, 504))
     def info() -> Info:
         """Say what is served, and what evaluation said of it."""
@@ -168,7 +178,7 @@ def _add_users(app: FastAPI, served: Callable[[], Served]) -> None:
         return EventsAnswer(new=appended.new, duplicates=appended.duplicates)
 
     @app.delete("/users/{user_id:text}", responses=refusals(400, 401, 429, 503, 504))
-    def forget(user_id: Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)]) -> ForgottenAnswer:
+    def forget(user_id: PathUserId) -> ForgottenAnswer:
         """Forget a user for good."""
         return ForgottenAnswer(deleted=served().engine.forget(user_id))
 
@@ -210,6 +220,11 @@ def _addrefusals(app: FastAPI) -> None:
     async def refused(_: Request, error: HstuflowError) -> JSONResponse:
         return refuse(error)
 
+    @app.exception_handler(StoreError)
+    async def out_of_reach(_: Request, error: StoreError) -> JSONResponse:
+        log.error("%s", error)  # file names and hosts are for the log, not for clients
+        return JSONResponse({"error": "the store of histories is out of reach: try again"}, status_code=503)
+
     @app.exception_handler(HTTPException)
     async def plain(_: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse({"error": str(error.detail)}, status_code=error.status_code, headers=error.headers)
@@ -236,7 +251,8 @@ def routes_of(app: FastAPI) -> list[str]:
 
 def _methods_of(app: FastAPI, request: Request) -> set[str]:
     """Return the methods of the routes that would take this path, were it asked otherwise."""
-    partial = [route for route in app.routes if route.matches(request.scope)[0] is Match.PARTIAL]
+    routes = [route for route in app.routes if getattr(route, "endpoint", None) is not request.scope["endpoint"]]
+    partial = [route for route in routes if route.matches(request.scope)[0] is Match.PARTIAL]
     return {method for route in partial for method in getattr(route, "methods", None) or ()}
 
 

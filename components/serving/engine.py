@@ -29,6 +29,8 @@ HistoryFrom = Literal["request", "store", "request, store unreachable", "nowhere
 
 log = logging.getLogger("hstuflow.service")
 
+_SECONDS_BETWEEN_TRIES = 2.0  # as long as one try to open a locked SQLite file may take
+
 
 @dataclass(frozen=True, eq=False)
 class Reading:
@@ -66,6 +68,7 @@ class Engine:
         self.states = UserStates(model, max_bytes=max_cache_bytes) if isinstance(model, HSTU) else None
         self._store_url = store_url
         self._store: HistoryStore | None = None  # opened by the first who needs it: many never will
+        self._failure: tuple[StoreError | None, float] = (None, 0.0)
         self._opening = threading.Lock()
 
     @property
@@ -73,16 +76,29 @@ class Engine:
         """The store of histories; raises StoreError where it cannot be used."""
         with self._opening:
             if self._store is None:
-                self._store = open_store(self._store_url)
+                self._store = self._open()
             return self._store
+
+    def _open(self) -> HistoryStore:
+        """Open the store; a failure stands for a moment, or everybody would wait for it one after the other."""
+        failure, until = self._failure
+        if failure is not None and time.monotonic() < until:
+            raise failure
+        try:
+            return open_store(self._store_url)
+        except StoreError as error:
+            self._failure = error, time.monotonic() + _SECONDS_BETWEEN_TRIES
+            raise
 
     def look(
         self, history: Sequence[Event] | None = None, user_id: str | None = None, request_time: int | None = None
     ) -> Glance:
         """Encode what `read` returns, with the cache's help where it is a stored history."""
-        generation = self.states.generation if self.states else 0  # from before the store is read
+        generation = 0 if self.states is None else self.states.generation  # from before the store is read
         found = self.read(history, user_id, request_time)
         y_1D = None
+        if not found.is_known and found.history_from == "store" and self.states is not None and user_id is not None:
+            self.states.drop(user_id)  # forgotten through another process
         if found.is_known and found.history_from == "store" and self.states is not None and user_id is not None:
             known = found.rows, found.timestamps, found.request_time
             y_1D = self.states.encode(user_id, *known, generation=generation)
@@ -142,7 +158,9 @@ class Engine:
         is_whole = stored.total == len(stored.events)
         seen = {event.item_id for event in stored.events} if is_whole else self.store.seen(user_id)
         seen_rows = [self.recommender.catalogue.find(item) for item in seen]
-        return Reading(rows[is_known], times[is_known], _when(times, request_time), seen_rows, (), "store")
+        # An event of the store may be later than the client knows: then the request comes right after it.
+        when = _when(times, None if request_time is None else max([request_time, *times[-1:].tolist()]))
+        return Reading(rows[is_known], times[is_known], when, seen_rows, (), "store")
 
 
 def _when(times: np.ndarray, request_time: int | None) -> int:

@@ -1,4 +1,4 @@
-"""What every request passes first: the token, the media type, the size of the body.
+"""What every request passes first: how many there are at once, the token, the media type, the size of the body.
 
 ASGI middleware, because only there a body can be refused before it is read whole: a framework would hold 10 GB first.
 """
@@ -28,6 +28,12 @@ class UnauthorizedError(InputError):
     http_status = 401
 
 
+class TooManyError(InputError):
+    """More requests are in flight than the service answers at once."""
+
+    http_status = 429
+
+
 class BodyTooLargeError(InputError):
     """The body is longer than MAX_BODY_BYTES."""
 
@@ -45,17 +51,31 @@ class ClientLeftError(Exception):
 
 
 class RequestGuard:
-    """Refuses what is not ours to answer, with one sentence."""
+    """Refuses what is not ours to answer, with one sentence.
 
-    def __init__(self, app: ASGIApp, token: str | None = None) -> None:
-        self.app, self._token = app, token
+    It counts the requests in flight itself: BentoML would refuse too many before they have an id and a line in the log.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None = None, most_at_once: int = 64) -> None:
+        self.app, self._token, self._most_at_once = app, token, most_at_once
+        self._in_flight = 0  # of one event loop, so no lock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check one request and pass it on, its body read."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers, is_open = Headers(scope=scope), scope["path"] in _OPEN_PATHS
+        if self._in_flight >= self._most_at_once and not is_open:
+            await refuse(TooManyError("too many requests at once", todo="Try again"))(scope, receive, send)
+            return
+        self._in_flight += 1
+        try:
+            await self._pass_on(scope, headers, receive, send)
+        finally:
+            self._in_flight -= 1
+
+    async def _pass_on(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         try:
             self._check_token(scope["path"], headers)
             if scope["method"] in ("POST", "PUT", "PATCH"):
@@ -94,15 +114,15 @@ async def _read_body(headers: Headers, receive: Receive) -> bytes:
     """Read the whole body; raises BodyTooLargeError as soon as it is known to be too long."""
     declared = headers.get("content-length", "0")
     length = int(declared) if declared.isdecimal() else 0
-    chunks = []
-    more = True
+    chunks, received, more = [], 0, True
     while more and length <= MAX_BODY_BYTES:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientLeftError
         chunks.append(message.get("body", b""))
         more = message.get("more_body", False)
-        length = max(length, sum(map(len, chunks)))
+        received += len(chunks[-1])
+        length = max(length, received)
     if length > MAX_BODY_BYTES:
         raise BodyTooLargeError("the body is too long", expected=f"at most {MAX_BODY_BYTES:,} bytes")
     return b"".join(chunks)

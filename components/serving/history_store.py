@@ -140,6 +140,14 @@ def open_store(url: str, *, keep: int = KEEP, timeout: float | None = None) -> H
     raise InputError("the URL of the history store is none of those known", expected=EXPECTED_URL)
 
 
+def check_url(url: str) -> None:
+    """Raise InputError where `open_store` would, touching nothing."""
+    if url.startswith("sqlite://"):
+        _path_of(url)
+    else:
+        open_store(url).close()  # a network store is not contacted before it is used
+
+
 def _path_of(url: str) -> Path:
     rest = url.removeprefix("sqlite://")
     path = rest.removeprefix("/")

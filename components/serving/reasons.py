@@ -87,7 +87,7 @@ def _score(
     with torch.inference_mode():
         y_VD = model(batch)[batch.offsets[1:] - 1]
         # Only the items asked about: 51 variants with a catalogue of a million take seconds.
-        side = model.head.split_items(model.item_vectors()[torch.tensor(items)])
+        side = model.head.split_items(recommender.vectors_XD[torch.tensor(items)])
         scores_VC: np.ndarray = model.score(y_VD, side).double().numpy()
     return scores_VC
 

@@ -23,6 +23,8 @@ from torch import Tensor
 from components.model.hstu import HSTU
 from components.model.incremental import Past, extend
 
+_BYTES_A_USER, _BYTES_A_TENSOR = 600, 800
+
 
 def window_start(total: int, max_len: int) -> int:
     """Return the number of the oldest event of the window after `total` events: 0, then multiples of N/4.
@@ -43,8 +45,14 @@ class EncodedWindow:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of its arrays and tensors."""
-        return self.rows_n.nbytes + self.timestamps_n.nbytes + (self.past.num_bytes if self.past else 0)
+        """Memory of its arrays and tensors, and about what Python needs around them.
+
+        A user of two events takes 4.3 kB in all, of which the numbers are 0.2.
+        """
+        payload = self.rows_n.nbytes + self.timestamps_n.nbytes + _BYTES_A_USER
+        if self.past is None:
+            return payload
+        return payload + self.past.num_bytes + _BYTES_A_TENSOR * (1 + 2 * len(self.past.keys))
 
     def begins(self, rows_n: np.ndarray, timestamps_n: np.ndarray) -> bool:
         """Whether a window starts with exactly these events."""
@@ -93,9 +101,14 @@ class UserStates:
         return y_1D
 
     def forget(self, user_id: str) -> bool:
-        """Drop what is kept of a user; whether there was anything."""
+        """Drop what is kept of a user, and what requests in flight are about to keep; whether there was anything."""
         with self._lock:
             self.generation += 1
+        return self.drop(user_id)
+
+    def drop(self, user_id: str) -> bool:
+        """Drop what is kept of a user; whether there was anything."""
+        with self._lock:
             window = self._windows.pop(user_id, None)
             self.num_bytes -= window.num_bytes if window else 0
         return window is not None

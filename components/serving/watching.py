@@ -8,7 +8,8 @@
     hstuflow_items_removed_total{rule}                 what filters and caps kept out
     hstuflow_best_score                                of each answer, in [-1, 1]: a drift shows here first
 
-What BentoML refuses before us (429, 504) is in its own bentoml_service_request_total.
+What BentoML ends after its time (504) counts as 499, like a client that left. BentoML's own metrics are off: their
+labels are paths as they come, so every user id, and all that a stranger tries, would stay in memory and in Prometheus.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import os
 import re
 import threading
 import time
@@ -25,7 +27,7 @@ from contextvars import ContextVar
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from starlette.datastructures import Headers, MutableHeaders
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ log = logging.getLogger("hstuflow.requests")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SCORES = tuple(round(0.1 * tenth, 1) for tenth in range(-5, 11))
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,100}")
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("hstuflow_request_id", default=None)
@@ -46,7 +49,7 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("hstuflow_request_id", default=N
 REQUESTS = Counter("hstuflow_requests", "Requests answered.", ["route", "method", "status"])
 SECONDS = Histogram("hstuflow_request_seconds", "Time to the last byte of an answer.", ["route"], buckets=_SECONDS)
 ANSWERS = Counter("hstuflow_answers", "Answers by where they came from.", ["route", "source", "history_from"])
-HISTORY_ITEMS = Counter("hstuflow_history_items", "Items of the histories seen, once each.", ["known"])
+HISTORY_ITEMS = Counter("hstuflow_history_items", "Items of the histories that were looked at.", ["known"])
 STATES = Counter("hstuflow_user_states", "What the cache of encoded users did.", ["result"])
 STATES_BYTES = Gauge("hstuflow_user_states_bytes", "Memory of encoded users.", multiprocess_mode="livesum")
 STATES_USERS = Gauge("hstuflow_user_states_users", "Users that are encoded.", multiprocess_mode="livesum")
@@ -78,6 +81,15 @@ def log_as_json() -> None:
     ours = logging.getLogger("hstuflow")
     ours.handlers, ours.propagate = [handler], False
     ours.setLevel(logging.INFO)
+
+
+def collect_metrics() -> bytes:
+    """Return Prometheus' text, of all workers where BentoML runs several."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest()
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
 
 
 class Watch:
@@ -140,9 +152,10 @@ class RequestWatch:
 
     def _report(self, scope: Scope, status: int, seconds: float) -> None:
         route = self._route_of(scope["path"])
-        REQUESTS.labels(route, scope["method"] if route != "other" else "any", str(status)).inc()
+        method = scope["method"] if scope["method"] in _METHODS else "other"  # a client may make any up
+        REQUESTS.labels(route, method, str(status)).inc()
         SECONDS.labels(route).observe(seconds)
-        facts = {"method": scope["method"], "route": route, "status": status, "milliseconds": round(1_000 * seconds, 2)}
+        facts = {"method": method, "route": route, "status": status, "milliseconds": round(1_000 * seconds, 2)}
         log.info("answered", extra={"facts": facts})
 
     def _route_of(self, path: str) -> str:

@@ -32,7 +32,7 @@ def explain(error: Mapping[str, Any], schema: type[BaseModel] | None) -> str:
     """Say where and what, of one of pydantic's errors about a request of `schema`; its own words where they help."""
     is_no_json = error["type"] == "json_invalid"  # its place is a column number
     location = [] if is_no_json else [part for part in error["loc"] if part != "body"]
-    where = ".".join(map(str, location)) or "the body"
+    where = ".".join(map(str, location))[:200] or "the body"
     return f"{where}: {_what(error, location, schema)}"
 
 
