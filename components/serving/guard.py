@@ -12,14 +12,14 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
 from components.errors import HstuflowError, InputError
+from components.serving.pages import PAGE_FILES
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 4 * 1024 * 1024  # 10,000 events, exclusions and allowed items of 40 bytes each take 1.5 MB
 # Whoever restarts us has no token; who opens the page is asked for it there.
-_PAGE_PATHS = ("/", "/style.css", "/page.js", "/service.js", "/address.js", "/words.js", "/icon.svg")
-_OPEN_PATHS = ("/livez", "/readyz", "/healthz", *_PAGE_PATHS)
+_OPEN_PATHS = frozenset({"/livez", "/readyz", "/healthz", *PAGE_FILES})
 
 
 class UnauthorizedError(InputError):
