@@ -2,7 +2,10 @@
 
 import json
 import logging
+import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -216,6 +219,41 @@ def test_too_many_requests_at_once_get_429(engine):
     response = client.post("/recommend", json={"history": []})
     assert (response.status_code, response.json()) == (429, {"error": "too many requests at once. Try again"})
     assert client.get("/").status_code == 200
+
+
+def test_requests_compute_one_at_a_time(client, recommender, monkeypatch):
+    score, working, most = recommender.score, [], []
+
+    def slow_score(y_1D):
+        working.append(1)
+        most.append(len(working))
+        time.sleep(0.01)
+        working.pop()
+        return score(y_1D)
+
+    monkeypatch.setattr(recommender, "score", slow_score)
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: ask(client, history=HISTORY, request_time=5_000), range(8)))
+    assert most == [1] * 8
+    assert answers == [answers[0]] * 8
+
+
+def test_whoever_waits_for_the_store_keeps_nobody_else_waiting(client, engine, monkeypatch):
+    ask(client, "/events", user_id="ann", events=as_events(HISTORY))
+    read, is_reading, may_go_on = engine.store.read, threading.Event(), threading.Event()
+
+    def slow_read(*args, **options):
+        is_reading.set()
+        assert may_go_on.wait(60)
+        return read(*args, **options)
+
+    monkeypatch.setattr(engine.store, "read", slow_read)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(ask, client, user_id="ann", request_time=5_000)
+        assert is_reading.wait(60)
+        answer = ask(client, history=HISTORY, request_time=5_000)
+        may_go_on.set()
+        assert ids(waiting.result(60)) == ids(answer)
 
 
 def test_metrics_hold_no_user_and_no_path_that_a_stranger_makes_up(engine):

@@ -132,7 +132,8 @@ def _add_recommendations(app: FastAPI, served: Callable[[], Served]) -> None:
         """Score items of your own choice: the scores of /recommend, whatever else is asked with them."""
         here, recommender = served(), served().engine.recommender
         glance = here.look(request)
-        scores = recommender.rank(glance.y_1D, request.candidates)
+        with here.engine.turn:
+            scores = recommender.rank(glance.y_1D, request.candidates)
         pairs = sorted(zip(request.candidates, scores, strict=True), key=_best_first)
         return RankAnswer(
             items=[RankedItem(item_id=item, score=score) for item, score in pairs],
@@ -146,7 +147,8 @@ def _add_recommendations(app: FastAPI, served: Callable[[], Served]) -> None:
     def similar(request: SimilarRequest) -> ItemsAnswer:
         """Return the items nearest to one."""
         here = served()
-        answer = here.engine.recommender.similar(request.item_id, request.k, **_wishes(request))
+        with here.engine.turn:
+            answer = here.engine.recommender.similar(request.item_id, request.k, **_wishes(request))
         return ItemsAnswer(**_items(answer), model=here.facts)
 
     @app.get("/metrics", include_in_schema=False)
@@ -186,7 +188,8 @@ def _add_users(app: FastAPI, served: Callable[[], Served]) -> None:
 def _recommend(here: Served, request: RecommendRequest, route: str) -> RecommendAnswer:
     glance = here.look(request)
     wishes = _wishes(request) | Wishes(exclude_seen=request.exclude_seen)
-    answer = here.engine.recommender.answer(glance.y_1D, glance.seen_rows, request.k, named=glance.named, **wishes)
+    with here.engine.turn:
+        answer = here.engine.recommender.answer(glance.y_1D, glance.seen_rows, request.k, named=glance.named, **wishes)
     here.watch.answered(route, answer, glance.history_from)
     return RecommendAnswer(**_items(answer), source=answer.source, history_from=glance.history_from, model=here.facts)
 

@@ -66,6 +66,9 @@ class Engine:
         self.recommender = recommender
         model = recommender.model
         self.states = UserStates(model, max_bytes=max_cache_bytes) if isinstance(model, HSTU) else None
+        # One request computes at a time. Threads that compute side by side take one another's core and the interpreter:
+        # of 8 connections, 100 answers a second instead of 71 (one core). Waiting for the store needs no turn.
+        self.turn = threading.Lock()
         self._store_url = store_url
         self._store: HistoryStore | None = None  # opened by the first who needs it: many never will
         self._failure: tuple[StoreError | None, float] = (None, 0.0)
@@ -99,11 +102,13 @@ class Engine:
         y_1D = None
         if not found.is_known and found.history_from == "store" and self.states is not None and user_id is not None:
             self.states.drop(user_id)  # forgotten through another process
-        if found.is_known and found.history_from == "store" and self.states is not None and user_id is not None:
-            known = found.rows, found.timestamps, found.request_time
-            y_1D = self.states.encode(user_id, *known, generation=generation)
-        elif found.is_known:
-            y_1D = self.recommender.encode(found.rows, found.timestamps, found.request_time)
+        known = found.rows, found.timestamps, found.request_time
+        if found.is_known:
+            with self.turn:
+                if found.history_from == "store" and self.states is not None and user_id is not None:
+                    y_1D = self.states.encode(user_id, *known, generation=generation)
+                else:
+                    y_1D = self.recommender.encode(*known)
         return Glance(y_1D, found.seen_rows, found.named, found.history_from)
 
     def read(

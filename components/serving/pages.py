@@ -128,7 +128,8 @@ def _explain(here: Served, request: ExplainRequest) -> ExplainAnswer:
     history = None if request.history is None else [(event.item_id, event.timestamp) for event in request.history]
     found = here.engine.read(history, request.user_id, request.request_time)
     items = [catalogue.find(item) for item in request.item_ids]
-    explanations = explain(recommender, found.rows, found.timestamps, found.request_time, items)
+    with here.engine.turn:
+        explanations = explain(recommender, found.rows, found.timestamps, found.request_time, items)
     return ExplainAnswer(
         items=[_render(item, one, catalogue) for item, one in zip(request.item_ids, explanations, strict=True)],
         unknown_items=list(recommender.unknown([*found.named, *request.item_ids])),
