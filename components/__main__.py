@@ -133,11 +133,24 @@ def package() -> None:
 
 
 @app.command()
-def promote() -> None:
+def promote(
+    again: Annotated[bool, typer.Option("--again", help="even where it was rolled back")] = False,
+) -> None:
     """Make the packaged model the champion unless the gate refused it."""
     from components import registry
 
-    registry.promote(artifacts=ARTIFACTS, reports=REPORTS, registry=REGISTRY)
+    registry.promote(artifacts=ARTIFACTS, reports=REPORTS, registry=REGISTRY, again=again)
+
+
+@app.command()
+def rollback(
+    to: Annotated[str | None, typer.Option(help="tag of an earlier champion; default: the one before")] = None,
+    why: Annotated[str | None, typer.Option(help="for registry/decisions.jsonl")] = None,
+) -> None:
+    """Make an earlier champion the champion again."""
+    from components import registry
+
+    registry.rollback(registry=REGISTRY, to=to, why=why)
 
 
 @app.command()

@@ -1,76 +1,82 @@
-"""Promotion: which packaged model `hstuflow:latest` is, and the versioned pointer registry/champion.json that says so.
+"""Who serves: promotion, rollback, and the versioned pointer registry/champion.json that says so.
 
-    python -m components promote     # the flow's last step
-    python -m components serve       # what `make serve` runs
+    python -m components promote                       # the flow's last step
+    python -m components rollback --why "slow"         # the champion before this one serves again
+    python -m components serve                         # what `make serve` runs
 
-registry/champion.json is the truth; `latest` follows it, in `promote` only. Model and Bento arrive in the BentoML store
-by one rename each, then profile.json, champion.json and at last `latest` are replaced: whatever stops a promotion, both
-pointers name a whole Bento, and the same command finishes the job. (`bentoml import` copies in place, file by file, and
-moves `latest` by creation time, which a second promotion of an older Bento would not.)
+registry/champion.json is the truth; `latest` follows it, here only. Model and Bento arrive in the BentoML store, then
+profile.json, decisions.jsonl, champion.json and at last `latest` are replaced: whatever stops a promotion, both
+pointers name a whole Bento, and the same command finishes the job. What was rolled back is not promoted again by
+itself, or the next night would undo the rollback.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import socket
 import sys
-import tarfile
-import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
+from components.bento_store import install, is_stored, point_latest
 from components.console import log
+from components.decisions import find_champion, find_rollback, read_decisions, record_decision
 from components.errors import StateError
-from components.files import read_json, replacing_file, write_json
+from components.files import read_json, write_json
 
 
-def promote(*, artifacts: Path, reports: Path, registry: Path) -> bool:
+def promote(*, artifacts: Path, reports: Path, registry: Path, again: bool = False) -> bool:
     """Make the packaged model the champion; return False, and keep the champion, where the gate refused it.
 
-    Either way `latest` is the champion afterwards, where the store holds it.
+    So it is kept where the packaged model was rolled back, unless `again`. Either way `latest` is the champion
+    afterwards, where the store holds it.
 
     Raises:
-        StateError: there is no package, the log failed validation, champion.json is damaged, or export and package.json
-            do not belong together.
+        StateError: there is no package, the log failed validation, a file of the registry is damaged, or export and
+            package.json do not belong together.
     """
-    packaged = _read(artifacts / "package.json")
+    packaged, reasons = _read(artifacts / "package.json"), _read(reports / "gate.json")["reasons"]
     before = _read_champion(registry)
-    if before is not None and _is_stored(before):
+    if before is not None and is_stored(before):
         point_latest(before["tag"])
     if packaged["verdict"] == "refused":
         log.warning("%s was refused by the gate: the champion stays what it is", packaged["tag"])
+        record_decision(registry, "refused", candidate=packaged, champion=before, reasons=reasons)
+        return False
+    if not again and _was_rolled_back(packaged, registry):
         return False
     profile = _read_profile(reports / "validation.json")
     install(artifacts / "hstuflow.bento", packaged)
     champion = _succeed(packaged, before)
     write_json(registry / "profile.json", profile)
+    if before is None or before["tag"] != champion["tag"]:
+        record_decision(registry, "promoted", candidate=packaged, champion=champion, reasons=reasons)
     write_json(registry / "champion.json", champion)
     point_latest(champion["tag"])
     _announce(champion, before)
     return True
 
 
-def install(export: Path, packaged: dict[str, Any]) -> None:
-    """Put the export's Bento and model into the BentoML store unless both are there; `latest` stays what it is.
+def rollback(*, registry: Path, to: str | None = None, why: str | None = None) -> dict[str, Any]:
+    """Make an earlier champion the champion again, by default the one before; return registry/champion.json.
+
+    The pointer gets its old content back, `previous` included, so rolling back once more goes one further back.
+    registry/profile.json stays: the log did not change.
 
     Raises:
-        StateError: the export is missing or is not the one that package.json describes.
+        StateError: nothing was promoted yet, there was no champion before, `to` never was one or is the champion, a
+            file of the registry is damaged, or the store lacks the earlier Bento.
     """
-    if _is_stored(packaged):
-        return
-    _check_export(export, packaged)
-    store = bentoml_store()
-    (store / "tmp").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=store / "tmp") as scratch, tarfile.open(export) as archive:
-        content = Path(scratch) / "bento"
-        # Python before 3.11.4 has no filters; there the hash alone says that the archive is ours.
-        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
-        archive.extractall(content)  # noqa: S202
-        _move(content / "models" / _path_of(packaged["model_tag"]), _model_folder(packaged["model_tag"]))
-        shutil.rmtree(content / "models")
-        _move(content, _bento_folder(packaged["tag"]))
+    champion = _read_champion(registry)
+    if champion is None:
+        raise StateError("nothing was promoted yet", where=str(registry / "champion.json"), todo="Run `make run`")
+    earlier = _find_earlier(champion, to, registry)
+    reasons = [why or "by hand"]
+    record_decision(registry, "rolled back", candidate=champion, champion=earlier, reasons=reasons)
+    write_json(registry / "champion.json", earlier)
+    point_latest(earlier["tag"])
+    log.info("champion: %s, instead of %s, which is promoted again with --again only", earlier["tag"], champion["tag"])
+    return earlier
 
 
 def serve(*, artifacts: Path, registry: Path, host: str, port: int) -> NoReturn:
@@ -93,7 +99,7 @@ def ensure_champion(*, artifacts: Path, registry: Path) -> dict[str, Any]:
     champion = _read_champion(registry)
     if champion is None:
         raise _nothing_promoted(artifacts, registry / "champion.json")
-    if _is_stored(champion):
+    if is_stored(champion):
         return champion
     packaged = _read(artifacts / "package.json")
     if packaged["tag"] != champion["tag"]:
@@ -106,20 +112,6 @@ def ensure_champion(*, artifacts: Path, registry: Path) -> dict[str, Any]:
         )
     install(artifacts / "hstuflow.bento", packaged)
     return champion
-
-
-def bentoml_store() -> Path:
-    """Return BentoML's home, as BentoML finds it."""
-    return Path(os.environ.get("BENTOML_HOME", "~/bentoml")).expanduser()
-
-
-def point_latest(tag: str) -> None:
-    """Let <name>:latest be the stored Bento `tag`."""
-    bento = _bento_folder(tag)
-    pointer = bento.parent / "latest"
-    if not pointer.exists() or pointer.read_text(encoding="utf-8").strip() != bento.name:
-        with replacing_file(pointer) as temporary:
-            temporary.write_text(bento.name, encoding="utf-8")
 
 
 def _require_free(host: str, port: int) -> None:
@@ -164,6 +156,41 @@ def _warn_of_other_data(champion: dict[str, Any], package: Path) -> None:
             packaged["data_hash"][:12],
             champion["data_hash"][:12],
         )
+
+
+def _was_rolled_back(packaged: dict[str, Any], registry: Path) -> bool:
+    decision = find_rollback(read_decisions(registry), packaged["tag"])
+    if decision is None:
+        return False
+    log.warning(
+        "%s was rolled back on %s (%s): the champion stays what it is; to promote it nevertheless: "
+        "`python -m components promote --again`",
+        packaged["tag"],
+        decision["time"],
+        "; ".join(decision["reasons"]),
+    )
+    return True
+
+
+def _find_earlier(champion: dict[str, Any], to: str | None, registry: Path) -> dict[str, Any]:
+    """Return the record of the champion to go back to; see `rollback`."""
+    decisions, where = read_decisions(registry), str(registry / "decisions.jsonl")
+    tag = to or champion["previous"]
+    if tag is None or tag == champion["tag"]:
+        what = f"there is no champion before {champion['tag']}" if tag is None else f"{tag} is the champion"
+        raise StateError(what, where=where, todo="Name another one: `python -m components rollback --to TAG`")
+    earlier = find_champion(decisions, tag)
+    if earlier is None:
+        known = dict.fromkeys(one["champion"]["tag"] for one in decisions if one["champion"] is not None)
+        raise StateError(f"{tag} never was the champion", where=where, expected=f"one of {', '.join(known) or 'none'}")
+    if not is_stored(earlier):
+        raise StateError(
+            f"{tag} is not in the BentoML store",
+            where=where,
+            todo=f"Fetch its export (git commit {earlier['git_commit']}, `dvc pull artifacts/hstuflow.bento`) and "
+            "`bentoml import` it, then the same command",
+        )
+    return earlier
 
 
 def _succeed(packaged: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
@@ -216,45 +243,6 @@ def _read_profile(report: Path) -> dict[str, Any]:
             todo="See `complaints` there, mend the log (or `validate` in params.yaml), then run `dvc repro`",
         )
     return dict(validation["profile"])
-
-
-def _check_export(export: Path, packaged: dict[str, Any]) -> None:
-    if not export.exists():
-        raise StateError("is missing", where=str(export), todo="Run `dvc repro package`")
-    observed = hashlib.sha256(export.read_bytes()).hexdigest()
-    if observed != packaged["bento_sha256"]:
-        raise StateError(
-            "is not the export that package.json describes",
-            where=str(export),
-            observed=f"sha256 {observed[:12]}",
-            expected=packaged["bento_sha256"][:12],
-            todo="Run `dvc repro package`",
-        )
-
-
-def _move(source: Path, target: Path) -> None:
-    """Rename a folder into the store; what is there already has the same content, its version being a hash of it."""
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source.rename(target)
-
-
-def _is_stored(tags: dict[str, Any]) -> bool:
-    """Say whether the BentoML store holds both the Bento `tag` and its model `model_tag`."""
-    return _bento_folder(tags["tag"]).exists() and _model_folder(tags["model_tag"]).exists()
-
-
-def _bento_folder(tag: str) -> Path:
-    return bentoml_store() / "bentos" / _path_of(tag)
-
-
-def _model_folder(tag: str) -> Path:
-    return bentoml_store() / "models" / _path_of(tag)
-
-
-def _path_of(tag: str) -> Path:
-    name, _, version = tag.partition(":")
-    return Path(name) / version
 
 
 def _read(file: Path, todo: str = "Run `dvc repro`") -> Any:  # noqa: ANN401 - JSON

@@ -14,10 +14,18 @@ from pathlib import Path
 import pytest
 
 from components import registry
+from components.decisions import read_decisions
 from components.errors import StateError
 from components.files import write_json
 
-WRITES = ["mv2", "v2", "profile.json", "champion.json", "latest"]  # model and Bento folder, then the pointers
+WRITES = [
+    "mv2",
+    "v2",
+    "profile.json",
+    "decisions.jsonl",
+    "champion.json",
+    "latest",
+]  # model and Bento folder, then the pointers
 
 
 class Workspace:
@@ -29,6 +37,7 @@ class Workspace:
 
     def package(self, version, verdict="accepted", name="hstuflow", data="d"):
         self.validate({"success": True, "profile": {"of": version}})
+        write_json(self.folders["reports"] / "gate.json", {"reasons": [f"{version} was judged"]})
         export = self.folders["artifacts"] / "hstuflow.bento"
         export.parent.mkdir(exist_ok=True)
         with tarfile.open(export, "w:xz") as archive:
@@ -48,8 +57,11 @@ class Workspace:
     def validate(self, report):
         write_json(self.folders["reports"] / "validation.json", report)
 
-    def promote(self):
-        return registry.promote(**self.folders)
+    def promote(self, **options):
+        return registry.promote(**self.folders, **options)
+
+    def rollback(self, **options):
+        return registry.rollback(registry=self.folders["registry"], **options)
 
     def ensure_champion(self):
         return registry.ensure_champion(artifacts=self.folders["artifacts"], registry=self.folders["registry"])
@@ -61,6 +73,13 @@ class Workspace:
     @property
     def champion(self):
         return json.loads((self.folders["registry"] / "champion.json").read_text())
+
+    @property
+    def decisions(self):
+        return [(one["what"], one["tag"], (one["champion"] or {}).get("tag")) for one in self.read_decisions()]
+
+    def read_decisions(self):
+        return read_decisions(self.folders["registry"])
 
     @property
     def profile(self):
@@ -134,10 +153,18 @@ def test_a_refused_model_changes_nothing_and_says_so(workspace, caplog):
     workspace.promote()
     workspace.package("v2", verdict="refused", name="hstuflow-candidate")
     before = workspace.everything()
+    log = workspace.folders["registry"] / "decisions.jsonl"
     with caplog.at_level(logging.WARNING):
         assert not workspace.promote()
-    assert workspace.everything() == before
+    after = workspace.everything()
+    lines = after.pop(log)[1].splitlines(keepends=True)
+    assert b"".join(lines[:-1]) == before.pop(log)[1]
+    assert after == before
     assert "hstuflow-candidate:v2 was refused" in caplog.text
+    assert workspace.decisions[-1] == ("refused", "hstuflow-candidate:v2", "hstuflow:v1")
+    assert workspace.read_decisions()[-1]["reasons"] == ["v2 was judged"]
+    assert not workspace.promote()
+    assert log.read_bytes().splitlines(keepends=True) == lines  # the same night once more decides nothing new
 
 
 def test_an_inconclusive_model_is_promoted_with_its_label_and_a_warning(workspace, caplog):
@@ -191,13 +218,14 @@ def test_a_promotion_stopped_before_any_write_leaves_whole_bentos_and_is_finishe
     assert stop_before(workspace.promote, write)[-1] == write
     assert workspace.latest == "v1"
     assert workspace.champion["tag"] == ("hstuflow:v2" if write == "latest" else "hstuflow:v1")
-    assert workspace.profile == {"of": "v2" if write in ("champion.json", "latest") else "v1"}
+    assert workspace.profile == {"of": "v1" if write in ("mv2", "v2", "profile.json") else "v2"}
     assert workspace.ensure_champion() == workspace.champion
 
     workspace.promote()
     assert workspace.latest == "v2"
     assert workspace.champion["previous"] == "hstuflow:v1"
     assert workspace.profile == {"of": "v2"}
+    assert workspace.decisions == [("promoted", f"hstuflow:{v}", f"hstuflow:{v}") for v in ("v1", "v2")]
 
 
 def test_a_refused_model_after_a_stopped_promotion_still_brings_latest_to_the_champion(workspace, stop_before):
@@ -217,6 +245,87 @@ def test_a_refused_model_leaves_a_store_alone_that_lacks_the_champion(workspace)
     workspace.package("v2", verdict="refused", name="hstuflow-candidate")
     assert not workspace.promote()
     assert not workspace.store.exists()
+
+
+def test_rolling_back_brings_the_champion_before_back_and_once_more_the_one_before_that(workspace):
+    champions = []
+    for version in ("v1", "v2", "v3"):
+        workspace.package(version)
+        workspace.promote()
+        champions.append(workspace.champion)
+    assert workspace.rollback(why="too slow") == champions[1] == workspace.champion
+    assert workspace.latest == "v2"
+    assert workspace.profile == {"of": "v3"}  # the log did not change
+    assert workspace.decisions[-1] == ("rolled back", "hstuflow:v3", "hstuflow:v2")
+    assert workspace.read_decisions()[-1]["reasons"] == ["too slow"]
+    assert workspace.rollback() == champions[0]
+    assert workspace.latest == "v1"
+    with pytest.raises(StateError, match="there is no champion before hstuflow:v1"):
+        workspace.rollback()
+    assert workspace.rollback(to="hstuflow:v3") == champions[2]
+
+
+def test_what_was_rolled_back_is_promoted_again_only_when_told_to(workspace, caplog):
+    for version in ("v1", "v2"):
+        workspace.package(version)
+        workspace.promote()
+    workspace.rollback(why="wrong titles")
+    before = workspace.everything()
+    with caplog.at_level(logging.WARNING):
+        assert not workspace.promote()  # the next night: nothing new to promote
+    assert "hstuflow:v2 was rolled back on" in caplog.text
+    assert "(wrong titles)" in caplog.text
+    assert workspace.everything() == before
+    assert workspace.promote(again=True)
+    assert (workspace.latest, workspace.champion["previous"]) == ("v2", "hstuflow:v1")
+    workspace.rollback()
+    workspace.package("v3")
+    assert workspace.promote()  # a new candidate needs no telling
+    assert (workspace.latest, workspace.champion["previous"]) == ("v3", "hstuflow:v1")
+
+
+@pytest.mark.parametrize("write", ["decisions.jsonl", "champion.json", "latest"])
+def test_a_rollback_stopped_before_any_write_is_finished_by_the_same_command_or_the_next_promotion(
+    workspace, stop_before, write
+):
+    for version in ("v1", "v2"):
+        workspace.package(version)
+        workspace.promote()
+    assert stop_before(workspace.rollback, write)[-1] == write
+    if write == "latest":  # the champion is the earlier one already
+        assert not workspace.promote()
+    else:
+        assert workspace.champion["tag"] == "hstuflow:v2"
+        workspace.rollback()
+    assert (workspace.latest, workspace.champion["tag"]) == ("v1", "hstuflow:v1")
+    assert [what for what, _, _ in workspace.decisions] == ["promoted", "promoted", "rolled back"]
+
+
+def test_rolling_back_to_what_is_not_there_is_one_sentence_and_changes_nothing(workspace):
+    with pytest.raises(StateError, match=r"nothing was promoted yet\. Run `make run`"):
+        workspace.rollback()
+    for version in ("v1", "v2"):
+        workspace.package(version)
+        workspace.promote()
+    (workspace.store / "bentos" / "hstuflow" / "v1").rename(workspace.root / "lost")
+    before = workspace.everything()
+    with pytest.raises(StateError, match="hstuflow:v2 is the champion"):
+        workspace.rollback(to="hstuflow:v2")
+    with pytest.raises(StateError, match="never was the champion: expected one of hstuflow:v1, hstuflow:v2"):
+        workspace.rollback(to="hstuflow:v9")
+    with pytest.raises(StateError, match=r"hstuflow:v1 is not in the BentoML store\. Fetch its export \(git commit g"):
+        workspace.rollback()
+    assert workspace.everything() == before
+
+
+@pytest.mark.parametrize("damaged", ["<<<<<<< HEAD", "[]", "3", '{"time": "2026"}'])
+def test_a_damaged_line_of_the_decisions_is_named(workspace, damaged):
+    workspace.package("v1")
+    workspace.promote()
+    log = workspace.folders["registry"] / "decisions.jsonl"
+    log.write_text(log.read_text() + damaged + "\n")
+    with pytest.raises(StateError, match=r"decisions\.jsonl:2: .*Mend the line by hand"):
+        workspace.rollback()
 
 
 @pytest.mark.parametrize("report", [{"success": False, "profile": {"of": "v2"}}, {"success": True, "profile": None}])
@@ -254,7 +363,7 @@ def test_an_export_that_package_json_does_not_describe_is_refused(workspace):
     assert not workspace.folders["registry"].exists()
 
 
-@pytest.mark.parametrize("missing", ["artifacts/package.json", "reports/validation.json"])
+@pytest.mark.parametrize("missing", ["artifacts/package.json", "reports/gate.json", "reports/validation.json"])
 def test_promotion_names_what_an_earlier_step_did_not_leave(workspace, missing):
     workspace.package("v1")
     (workspace.root / missing).unlink()

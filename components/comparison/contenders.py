@@ -6,7 +6,7 @@
     HEAD~1                                  a git revision or DVC experiment, whose checkpoint DVC's cache holds
 
 The first of these that fits is meant; names separated by commas are one side, checkpoints of several seeds. Neither
-BentoML nor DVC is imported: a store is folders (components/registry.py), and `dvc get` runs in a process of its own.
+BentoML nor DVC is imported: a store is folders (components/bento_store.py), and `dvc get` runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from components.baselines import BASELINES
+from components.bento_store import bentoml_store
 from components.comparison.revisions import fetch_checkpoint, find_commit
 from components.errors import InputError, StateError
 from components.files import hash_files, reading
-from components.registry import bentoml_store
 
 
 @dataclass(frozen=True)

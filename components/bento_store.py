@@ -1,0 +1,95 @@
+"""The BentoML store as what it is, folders: bentos/<name>/<version>, models/<name>/<version>, bentos/<name>/latest.
+
+    install(artifacts / "hstuflow.bento", packaged)   # packaged: package.json
+    point_latest(packaged["tag"])
+
+Model and Bento arrive by one rename each. (`bentoml import` copies in place, file by file, and moves `latest` by
+creation time, which a second promotion of an older Bento would not.) BentoML is not imported: that takes seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from components.errors import StateError
+from components.files import replacing_file
+
+
+def install(export: Path, packaged: dict[str, Any]) -> None:
+    """Put the export's Bento and model into the BentoML store unless both are there; `latest` stays what it is.
+
+    Raises:
+        StateError: the export is missing or is not the one that package.json describes.
+    """
+    if is_stored(packaged):
+        return
+    _check_export(export, packaged)
+    store = bentoml_store()
+    (store / "tmp").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=store / "tmp") as scratch, tarfile.open(export) as archive:
+        content = Path(scratch) / "bento"
+        # Python before 3.11.4 has no filters; there the hash alone says that the archive is ours.
+        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
+        archive.extractall(content)  # noqa: S202
+        _move(content / "models" / _path_of(packaged["model_tag"]), _model_folder(packaged["model_tag"]))
+        shutil.rmtree(content / "models")
+        _move(content, _bento_folder(packaged["tag"]))
+
+
+def is_stored(tags: dict[str, Any]) -> bool:
+    """Say whether the BentoML store holds both the Bento `tag` and its model `model_tag`."""
+    return _bento_folder(tags["tag"]).exists() and _model_folder(tags["model_tag"]).exists()
+
+
+def bentoml_store() -> Path:
+    """Return BentoML's home, as BentoML finds it."""
+    return Path(os.environ.get("BENTOML_HOME", "~/bentoml")).expanduser()
+
+
+def point_latest(tag: str) -> None:
+    """Let <name>:latest be the stored Bento `tag`."""
+    bento = _bento_folder(tag)
+    pointer = bento.parent / "latest"
+    if not pointer.exists() or pointer.read_text(encoding="utf-8").strip() != bento.name:
+        with replacing_file(pointer) as temporary:
+            temporary.write_text(bento.name, encoding="utf-8")
+
+
+def _check_export(export: Path, packaged: dict[str, Any]) -> None:
+    if not export.exists():
+        raise StateError("is missing", where=str(export), todo="Run `dvc repro package`")
+    observed = hashlib.sha256(export.read_bytes()).hexdigest()
+    if observed != packaged["bento_sha256"]:
+        raise StateError(
+            "is not the export that package.json describes",
+            where=str(export),
+            observed=f"sha256 {observed[:12]}",
+            expected=packaged["bento_sha256"][:12],
+            todo="Run `dvc repro package`",
+        )
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename a folder into the store; what is there already has the same content, its version being a hash of it."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+
+
+def _bento_folder(tag: str) -> Path:
+    return bentoml_store() / "bentos" / _path_of(tag)
+
+
+def _model_folder(tag: str) -> Path:
+    return bentoml_store() / "models" / _path_of(tag)
+
+
+def _path_of(tag: str) -> Path:
+    name, _, version = tag.partition(":")
+    return Path(name) / version
