@@ -190,6 +190,17 @@ def compare(
 
 
 @app.command()
+def lineage(
+    tag: Annotated[str, typer.Argument(help="an answer's model.bento or model.tag; hstuflow:latest is the champion")],
+    json: Annotated[Path | None, typer.Option(help="write all of it to this file, too")] = None,
+) -> None:
+    """Say where a model comes from: data, code, parameters, environment, metrics, decisions."""
+    from components import lineage as tracing
+
+    tracing.lineage(tag, registry=REGISTRY, out=json)
+
+
+@app.command()
 def use(recipe: Annotated[Path, typer.Argument(help="recipes/<name>.yaml")]) -> None:
     """Write a recipe's keys into params.yaml, keeping its comments."""
     from components import settings

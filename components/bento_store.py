@@ -17,8 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from components.errors import StateError
-from components.files import replacing_file
+from components.files import reading, replacing_file
 
 
 def install(export: Path, packaged: dict[str, Any]) -> None:
@@ -59,6 +61,37 @@ def point_latest(tag: str) -> None:
     if not pointer.exists() or pointer.read_text(encoding="utf-8").strip() != bento.name:
         with replacing_file(pointer) as temporary:
             temporary.write_text(bento.name, encoding="utf-8")
+
+
+def find_tagged(tag: str) -> Path:
+    """Return the folder of the checkpoint that the Bento or the model `tag` holds; <name>:latest is the champion.
+
+    Raises:
+        StateError: the store holds neither, or a Bento without its model.
+    """
+    name, _, version = tag.partition(":")
+    store = bentoml_store()
+    bentos, models = store / "bentos" / name, store / "models" / name
+    if version == "latest" and (bentos / version).is_file():
+        version = (bentos / version).read_text(encoding="utf-8").strip()
+    bento = bentos / version / "bento.yaml"
+    folder = store / "models" / _model_of(bento) if bento.is_file() else models / version
+    if not version or not folder.is_dir():
+        raise StateError(
+            "is not in the BentoML store",
+            where=tag,
+            observed=f"no {folder}",
+            todo="`bentoml list` and `bentoml models list` show what is there; `make serve` brings the champion in",
+        )
+    return folder
+
+
+def _model_of(bento: Path) -> Path:
+    """Return <name>/<version> of the model that components/service.py asks for as `checkpoint`."""
+    with reading(bento, todo="Package and promote again: `make run`"):
+        models = YAML(typ="safe").load(bento.read_text(encoding="utf-8"))["models"]
+        [tag] = [str(model["tag"]) for model in models if model.get("alias") == "checkpoint"]
+    return _path_of(tag)
 
 
 def _check_export(export: Path, packaged: dict[str, Any]) -> None:

@@ -71,7 +71,8 @@ def write_checkpoint(
 
 def write_judged(root: Path, keys: Sequence[str], *, verdict: str = "accepted", **options: object) -> Path:
     """Fabricate root/artifacts and root/reports as they are when `package` starts; returns the checkpoint."""
-    write_json(root / "reports" / "gate.json", {"verdict": verdict, "model": "hstu", "protocol": "time_split"})
+    gate = {"verdict": verdict, "model": "hstu", "protocol": "time_split", "reasons": ["made up"]}
+    write_json(root / "reports" / "gate.json", gate)
     ndcg = {"value": 0.1141, "low": 0.1, "high": 0.13}
     write_json(root / "reports" / "metrics.json", {"time_split": {"hstu": {"ndcg@10": ndcg}, "popularity": {}}})
     write_json(root / "reports" / "validation.json", {"profile": {"events": 3}, "success": True})

@@ -26,7 +26,7 @@ FILE_OF = {
     "evaluate": "evaluation",
     "package": "packaging",
 }
-ALSO_COMMANDS = {"compare", "promote", "rollback", "serve", "summary", "use"}  # not stages
+ALSO_COMMANDS = {"compare", "lineage", "promote", "rollback", "serve", "summary", "use"}  # not stages
 # Messages, logging, atomic writes, checked settings (whose values are parameters of the stages).
 WITHOUT_EFFECT = (
     "components/__init__.py",

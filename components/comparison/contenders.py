@@ -14,12 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 from components.baselines import BASELINES
-from components.bento_store import bentoml_store
+from components.bento_store import find_tagged
 from components.comparison.revisions import fetch_checkpoint, find_commit
-from components.errors import InputError, StateError
+from components.errors import InputError
 from components.files import hash_files, reading
 
 
@@ -68,38 +66,6 @@ def find_contender(name: str, *, checkpoints: Path, scratch: Path) -> Contender:
             expected=f"a checkpoint folder, Bento tag, git revision, DVC experiment, or {', '.join(BASELINES)}",
         )
     return Contender(name, fetch_checkpoint(commit, name, checkpoints=checkpoints, scratch=scratch))
-
-
-def find_tagged(tag: str) -> Path:
-    """Return the folder of the checkpoint that the Bento or the model `tag` holds; <name>:latest is the champion.
-
-    Raises:
-        StateError: the store holds neither, or a Bento without its model.
-    """
-    name, _, version = tag.partition(":")
-    store = bentoml_store()
-    bentos, models = store / "bentos" / name, store / "models" / name
-    if version == "latest" and (bentos / version).is_file():
-        version = (bentos / version).read_text(encoding="utf-8").strip()
-    bento = bentos / version / "bento.yaml"
-    folder = store / "models" / _model_of(bento) if bento.is_file() else models / version
-    if not version or not folder.is_dir():
-        raise StateError(
-            "is not in the BentoML store",
-            where=tag,
-            observed=f"no {folder}",
-            todo="`bentoml list` and `bentoml models list` show what is there; `make serve` brings the champion in",
-        )
-    return folder
-
-
-def _model_of(bento: Path) -> Path:
-    """Return <name>/<version> of the model that components/service.py asks for as `checkpoint`."""
-    with reading(bento, todo="Package and promote again: `make run`"):
-        models = YAML(typ="safe").load(bento.read_text(encoding="utf-8"))["models"]
-        [tag] = [str(model["tag"]) for model in models if model.get("alias") == "checkpoint"]
-    name, _, version = tag.partition(":")
-    return Path(name) / version
 
 
 def _hash_weights(folder: Path) -> str:

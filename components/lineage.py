@@ -1,0 +1,80 @@
+"""Where a served answer comes from: from the tag in it to data, code, parameters, environment, metrics and decisions.
+
+    python -m components lineage hstuflow:8d9ebf9213d6d8eb --json lineage.json
+
+The tag is an answer's `model.bento` or `model.tag`; <name>:latest is the champion. Everything is read from the stored
+model itself and from registry/decisions.jsonl, so a model that was trained elsewhere has its lineage too.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from components.bento_store import find_tagged
+from components.console import log, print_table
+from components.decisions import read_decisions
+from components.files import read_json, reading, write_json
+
+_TODO = "Package and promote again: `make run`"
+
+
+def lineage(tag: str, *, registry: Path, out: Path | None = None) -> dict[str, Any]:
+    """Print what is known of a tag's origin; return it, and write it to `out` as JSON.
+
+    Raises:
+        StateError: the BentoML store holds no such tag, its model is damaged, or so is a line of the decisions.
+    """
+    found = trace(find_tagged(tag), registry=registry)
+    print_table(f"{tag}: where it comes from", ["what", ""], [[name, _show(value)] for name, value in _rows(found)])
+    rows = [[one["time"], one["what"], one["tag"], "; ".join(one["reasons"])] for one in found["decisions"]]
+    print_table("decisions", ["when", "what", "about", "because"], rows or [["none here", "", "", ""]])
+    if out is not None:
+        write_json(out, found)
+        log.info("lineage written to %s", out)
+    return found
+
+
+def trace(model: Path, *, registry: Path) -> dict[str, Any]:
+    """Return the lineage of a stored model, given its folder <store>/models/<name>/<version>."""
+    with reading(model / "model.yaml", todo=_TODO):
+        judged = YAML(typ="safe").load((model / "model.yaml").read_text(encoding="utf-8"))["metadata"]
+    with reading(model / "checkpoint.json", todo=_TODO):
+        trained = read_json(model / "checkpoint.json")
+        facts = {name: trained.get(name) for name in ("settings", "code_hash", "environment", "best_epoch", "split")}
+    tag = f"{model.parent.name}:{model.name}"
+    about = [one for one in read_decisions(registry) if one["candidate"]["model_tag"] == tag]
+    judgement = {name: judged[name] for name in ("name", "protocol", "verdict", "data_hash", "git_commit", "metrics")}
+    return {"model_tag": tag, **judgement, **facts, "decisions": about}
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return what a person reads first; the JSON has all of it."""
+    split, settings = found["split"], found["settings"]
+    ndcg = {name: metric["value"] for name, metric in found["metrics"].items()}
+    return [
+        ("stored model", found["model_tag"]),
+        ("model", f"{found['name']}, {found['protocol']}, verdict {found['verdict']}"),
+        ("git commit of the package", found["git_commit"]),
+        ("code hash of the training", found["code_hash"]),
+        ("data hash", found["data_hash"]),
+        ("train until, validation until", [_day(split.get(name)) for name in ("train_end", "valid_end")]),
+        ("events", split.get("events")),
+        ("parameters", settings),
+        ("best epoch", found["best_epoch"]),
+        ("environment", found["environment"]),
+        ("metrics of the test part", {name: round(value, 4) for name, value in ndcg.items()}),
+    ]
+
+
+def _day(seconds: int | None) -> str:
+    return "-" if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(sep=" ", timespec="seconds")
+
+
+def _show(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {one}" for name, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
