@@ -11,9 +11,11 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from components.decisions import read_decisions
 from components.files import read_json
 
 REPORTS = Path("reports")
+REGISTRY = Path("registry")
 ARTIFACTS = Path("artifacts")
 
 
@@ -64,6 +66,14 @@ def _publish_package(file: Path) -> None:
     publish_table("package", rows, "The Bento and what it was made from.")
 
 
+def _publish_decision(file: Path) -> None:
+    newest = read_decisions(file.parent)[-1]
+    champion = newest["champion"]["tag"] if newest["champion"] else "none"
+    reasons = "".join(f"\n* {reason}" for reason in newest["reasons"])
+    about = f"**{newest['tag']} {newest['what']}** ({newest['time']}), champion: {champion}"
+    create_markdown_artifact(f"{about}\n{reasons}", key="decision")
+
+
 def _link(key: str) -> Callable[[Path], None]:
     def publisher(file: Path) -> None:
         create_link_artifact(file.resolve().as_uri(), link_text=str(file), key=key)
@@ -82,4 +92,5 @@ _PUBLISHERS: dict[str, dict[Path, Callable[[Path], None]]] = {
         REPORTS / "report.html": _link("report"),
     },
     "package": {ARTIFACTS / "package.json": _publish_package},
+    "promote": {REGISTRY / "decisions.jsonl": _publish_decision},
 }

@@ -15,6 +15,7 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from components.settings import SourceName, TimestampUnit
+from flows.artifacts import publish
 from flows.commands import run_command
 from flows.ingestion import ingest, version_data
 from flows.run_log import hide_expected_tracebacks
@@ -74,3 +75,4 @@ def ingest_options(given: Mapping[str, str | None], *, replace: bool) -> list[st
 def promote() -> None:
     """Make the packaged model the champion unless the gate refused it."""
     run_command([sys.executable, "-m", "components", "promote"], name="promote", log=get_run_logger().info)
+    publish("promote")
