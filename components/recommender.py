@@ -9,8 +9,10 @@ Shapes: X items of the catalogue, D width, L events.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
@@ -23,14 +25,30 @@ from components.dataset import make_batch
 from components.errors import InputError, StateError
 from components.files import read_json, reading
 from components.model import SequenceModel, build_model
+from components.model.heads import DotHead
 from components.serving.attributes import ItemAttributes
-from components.serving.rules import Rules, Wanted, apply, scores_of_order, select
+from components.serving.rules import (
+    Eligible,
+    Rules,
+    Selection,
+    Wanted,
+    apply,
+    best_rows,
+    check_k,
+    scores_of_order,
+    select,
+)
+from components.serving.search import EXACT_UP_TO, Search, build, make_histories
 
 if TYPE_CHECKING:
     from components.settings import TrainSettings
 
+log = logging.getLogger("hstuflow.service")
+
 ItemId = int | str
 Event = tuple[ItemId, int]  # the user's own item id, timestamp in seconds
+
+_Choose = Callable[[Eligible, int, Mapping[str, int]], tuple[Selection, Sequence[float | None]]]  # of k, under caps
 
 _NEEDED = ("model", "settings", "num_items", "popular", "split")
 # Keys of train.<model> that checkpoints of earlier versions lack, with the value that means what those did.
@@ -154,18 +172,26 @@ def load_catalogue(checkpoint: Path, *, key_type: str) -> Catalogue:
 class Recommender:
     """One immutable model, what its scores need of the items, its catalogue. Safe to call from several threads."""
 
-    def __init__(self, model: SequenceModel, facts: dict[str, Any], catalogue: Catalogue) -> None:
+    def __init__(
+        self, model: SequenceModel, facts: dict[str, Any], catalogue: Catalogue, search: Search | None = None
+    ) -> None:
         self.facts = facts  # checkpoint.json
         self.catalogue = catalogue
         self.max_len = int(facts["settings"]["max_len"])
         self.model = model
+        self.search = search  # None: all items are scored
         with torch.inference_mode():
-            self._items, self.vectors_XD = model.item_side(), model.item_vectors()
+            self.vectors_XD = model.item_vectors()
+            self._items = model.head.split_items(self.vectors_XD)  # of head dot these very vectors, not a copy
         self._popularity_X = scores_of_order(_popularity_order(facts["popular"], catalogue.counts))
 
     @classmethod
-    def load(cls, checkpoint: Path) -> Recommender:
-        """Load a checkpoint folder; raises StateError where it is missing or does not fit together."""
+    def load(cls, checkpoint: Path, *, exact_up_to: int = EXACT_UP_TO) -> Recommender:
+        """Load a checkpoint folder; a catalogue of more than `exact_up_to` items is searched approximately.
+
+        Raises:
+            StateError: it is missing or does not fit together.
+        """
         model, facts = load_model(checkpoint)
         catalogue = load_catalogue(checkpoint, key_type=facts["split"]["key_type"])
         if len(catalogue.item_ids) != facts["num_items"]:
@@ -176,7 +202,7 @@ class Recommender:
                 expected=f"{facts['num_items']}",
                 todo="Train again: `dvc repro`",
             )
-        return cls(model, facts, catalogue)
+        return cls(model, facts, catalogue, _open_search(model, facts, catalogue, exact_up_to))
 
     def recommend(
         self,
@@ -247,9 +273,8 @@ class Recommender:
         Raises:
             InputError: k < 1 or a rule is wrong.
         """
-        if y_1D is None:
-            return self._answer(self._popularity_X, seen_rows, k, named, wishes, source="popular")
-        return self._answer(self.score(y_1D), seen_rows, k, named, wishes, source="model")
+        choose = self._choose_popular if y_1D is None else partial(self._choose, y_1D, self.score)
+        return self._answer(choose, seen_rows, k, named, wishes, source="popular" if y_1D is None else "model")
 
     def rank(self, y_1D: Tensor | None, candidates: Sequence[ItemId]) -> tuple[float | None, ...]:
         """Return the score of each candidate: that of `recommend`, whatever else is asked; None for an unknown item.
@@ -258,9 +283,9 @@ class Recommender:
         """
         if y_1D is None:
             return (None,) * len(candidates)
-        scores_X = self.score(y_1D)
-        rows = map(self.catalogue.find, candidates)
-        return tuple(float(scores_X[row]) if row >= 0 else None for row in rows)
+        rows = np.array([self.catalogue.find(item) for item in candidates], dtype=np.int64)
+        scores_C = self.score(y_1D)[rows] if self.search is None else self._cosines(y_1D, rows)
+        return tuple(float(score) if row >= 0 else None for row, score in zip(rows, scores_C, strict=True))
 
     def similar(self, item: ItemId, k: int, **wishes: Unpack[Wishes]) -> Answer:
         """Return the `k` items nearest to one by the cosine of their vectors, itself left out.
@@ -272,17 +297,58 @@ class Recommender:
         row = self.catalogue.find(item)
         if row < 0:
             raise UnknownItemError("the model does not know this item", where="item_id", observed=repr(item)[:80])
-        scores_X = (self.vectors_XD @ self.vectors_XD[row]).numpy()
+        choose = partial(self._choose, self.vectors_XD[row : row + 1], self._all_cosines)
         left_out: Wishes = {"exclude_seen": False, "exclude": [item, *wishes.pop("exclude", ())]}
-        return self._answer(scores_X, [], k, [], wishes | left_out, source="model")
+        return self._answer(choose, [], k, [], wishes | left_out, source="model")
 
     def unknown(self, named: Iterable[ItemId]) -> tuple[ItemId, ...]:
         """Return those of `named` that the catalogue lacks, once each, in order of appearance."""
         return tuple(dict.fromkeys(item for item in named if self.catalogue.find(item) < 0))
 
+    def _choose(
+        self,
+        query_1D: Tensor,
+        score_all: Callable[[Tensor], np.ndarray],
+        eligible: Eligible,
+        k: int,
+        caps: Mapping[str, int],
+    ) -> tuple[Selection, list[float]]:
+        """Choose the `k` best by exact scores: of what the search proposes, or of all items.
+
+        Caps need all scores: they report how many items they kept out.
+        """
+        rows_C = None if self.search is None or caps else self.search.nominate(query_1D[0].numpy(), eligible, k)
+        if rows_C is None:
+            scores_X = score_all(query_1D)
+            selection = select(scores_X, eligible, k, caps)
+            chosen = np.array(selection.rows, dtype=np.int64)
+            scores_K = scores_X[chosen] if self.search is None else self._cosines(query_1D, chosen)
+            return selection, scores_K.tolist()
+        scores_C = self._cosines(query_1D, rows_C)
+        best = best_rows(scores_C, None, k)
+        return Selection(rows_C[best].tolist(), {}), scores_C[best].tolist()
+
+    def _cosines(self, query_1D: Tensor, rows: np.ndarray) -> np.ndarray:
+        """Return the scores of rows (C,) by head dot, each the same to the last bit whatever is asked with it.
+
+        A matrix product's last bits depend on its shape, so it cannot serve /recommend and /rank alike.
+        """
+        with torch.inference_mode():
+            cosines_C: np.ndarray = (self.vectors_XD[torch.from_numpy(rows)] * query_1D).sum(1).numpy()
+        return cosines_C
+
+    def _all_cosines(self, vector_1D: Tensor) -> np.ndarray:
+        cosines_X: np.ndarray = (self.vectors_XD @ vector_1D[0]).numpy()
+        return cosines_X
+
+    def _choose_popular(self, eligible: Eligible, k: int, caps: Mapping[str, int]) -> tuple[Selection, list[None]]:
+        """Choose the `k` most popular; they have no scores."""
+        selection = select(self._popularity_X, eligible, k, caps)
+        return selection, [None] * len(selection.rows)
+
     def _answer(
         self,
-        scores_X: np.ndarray,
+        choose: _Choose,
         seen_rows: Sequence[int] | np.ndarray,
         k: int,
         named: Iterable[ItemId],
@@ -290,10 +356,10 @@ class Recommender:
         *,
         source: Literal["model", "popular"],
     ) -> Answer:
+        check_k(k)
         rules, mentioned = self._rules(wishes)
         eligible = apply(rules, seen_rows, self.catalogue.attributes)
-        selection = select(scores_X, eligible, k, rules.caps)
-        scores = [float(scores_X[row]) if source == "model" else None for row in selection.rows]
+        selection, scores = choose(eligible, k, rules.caps)
         return Answer(
             items=tuple(map(self._item, selection.rows, scores)),
             unknown_items=self.unknown([*named, *mentioned]),
@@ -332,6 +398,20 @@ def resolve_request_time(timestamps: Sequence[int], request_time: int | None) ->
             todo="Leave later events out, or ask for a later time",
         )
     return request_time
+
+
+def _open_search(model: SequenceModel, facts: dict[str, Any], catalogue: Catalogue, exact_up_to: int) -> Search | None:
+    """Return the search that this catalogue needs, None where all items are scored; says in the log which, and why."""
+    num_items, max_len = len(catalogue.item_ids), int(facts["settings"]["max_len"])
+    if num_items <= exact_up_to or not isinstance(model.head, DotHead):
+        why = f"{num_items:,} items" if num_items <= exact_up_to else "a score of head mixture is no inner product"
+        log.info("search: exact, because of %s", why)
+        return None
+    with torch.inference_mode():
+        vectors_XD = model.item_vectors().numpy()
+        histories = make_histories(vectors_XD, catalogue.counts, max_len)
+        batch = make_batch(histories, [3_600 * len(rows) for rows, _ in histories], max_len=max_len)
+        return build(vectors_XD, model(batch)[batch.offsets[1:] - 1].numpy())
 
 
 def _popularity_order(recent: Sequence[int], counts: np.ndarray) -> list[int]:

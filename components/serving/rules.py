@@ -111,8 +111,7 @@ def select(scores_X: np.ndarray, eligible: Eligible, k: int, caps: Mapping[str, 
     Raises:
         InputError: k or a cap is below 1, or a cap's attribute is unknown.
     """
-    if k < 1:
-        raise InputError("k is out of range", observed=k, expected="1 or more")
+    check_k(k)
     if not caps:
         return Selection(best_rows(scores_X, _rows(eligible), k).tolist(), {})
     _check_caps(caps)
@@ -260,6 +259,12 @@ def _first_seen(items: ItemAttributes) -> np.ndarray:
 
 def _rows(eligible: Eligible) -> np.ndarray | None:
     return None if eligible.mask_X is None else np.flatnonzero(eligible.mask_X)
+
+
+def check_k(k: int) -> None:
+    """Raise InputError where an answer of `k` items makes no sense."""
+    if k < 1:
+        raise InputError("k is out of range", observed=k, expected="1 or more")
 
 
 def _check_caps(caps: Mapping[str, int]) -> None:
