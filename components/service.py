@@ -53,7 +53,9 @@ def _refuse_a_broken_model() -> None:
     except bentoml.exceptions.NotFound:
         return
     try:
-        Recommender.load(Path(stored.path), exact_up_to=sys.maxsize)  # the worker builds the index: 10 s at a million items
+        Recommender.load(
+            Path(stored.path), exact_up_to=sys.maxsize
+        )  # the worker builds the index: 10 s at a million items
     except HstuflowError as error:
         sys.exit(f"the service does not start: {error}")
 

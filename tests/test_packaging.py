@@ -91,6 +91,7 @@ def test_the_bento_pins_what_it_installs_and_needs_no_orchestration(bento):
     names = {line.split("==")[0] for line in installed}
     assert names == {
         "bentoml",
+        "faiss-cpu",
         "fastapi",
         "numpy",
         "prometheus-client",

@@ -35,17 +35,18 @@ _DEPTHS = (100, 200, 400, 800, 1_600, 3_200)
 _MOST = 6_400  # candidates of one request: faiss' own bookkeeping then costs as much as its scan
 _GROWTH = 4  # times as many candidates where too few passed the filters
 _GATHERED = 8  # reading one row in so many here and there takes as long as all of them in one go
-_POOL, _ALIKE = 4_000, 400  # a made history holds some of the items nearest to one another in such a pool
+_POOL, _ALIKE = 4_000, 0.1  # draws of items by popularity; a made history is drawn from such a share that is alike
 
 
 class Search:
     """Approximate search by inner product over the first N rows. Immutable, safe to call from several threads."""
 
-    def __init__(self, vectors_ND: np.ndarray) -> None:
+    def __init__(self, vectors_ND: np.ndarray, *, most: int = _MOST) -> None:
         import faiss
 
         self.num_rows, dim = vectors_ND.shape
         self.depth = _DEPTHS[0]  # candidates that hold the ten best
+        self.most = most  # candidates of one request
         self.recall = 0.0  # of the ten best at this depth, as measured
         self._index = faiss.index_factory(dim, f"PQ{dim}x4fs", faiss.METRIC_INNER_PRODUCT)
         self._index.train(vectors_ND)  # looks at 4,096 rows, chosen by a seed of its own
@@ -60,16 +61,17 @@ class Search:
         """Return eligible rows (C,), ascending, to choose the `k` best from; None where all have to be scored.
 
         The depth was measured for ten items of the whole catalogue: for more, or where filters leave a part of it, the
-        candidates are proportionally more. Where filters leave few items, these are the candidates. They are never
-        fewer than `k`, unless the filters leave fewer.
+        candidates are proportionally more, and more again where too few of them pass. Where that would be too many
+        and filters leave few items, these are the candidates. They are never fewer than `k`, unless the filters leave
+        fewer.
         """
         num_items = eligible.items.num_items
         wanted = int(self.depth * max(k / _BEST, 1.0) * num_items / max(eligible.count, 1))
-        while eligible.count > _MOST and wanted <= _MOST:
+        while wanted <= self.most:
             found_C = np.concatenate([self.find(query_D, wanted), np.arange(self.num_rows, num_items)])
             if eligible.mask_X is not None:
                 found_C = found_C[eligible.mask_X[found_C]]
-            if len(found_C) >= k:
+            if len(found_C) >= min(k, eligible.count):
                 return found_C
             wanted *= _GROWTH
         if eligible.mask_X is not None and eligible.count * _GATHERED <= num_items:
@@ -111,7 +113,7 @@ def make_histories(vectors_XD: np.ndarray, counts_X: np.ndarray, max_len: int) -
     histories = []
     for length in random.integers(1, max_len + 1, size=_QUERIES):
         likeness_P = vectors_XD[pool_P] @ vectors_XD[random.choice(pool_P)]
-        alike = pool_P[best_rows(likeness_P, None, _ALIKE)]
+        alike = pool_P[best_rows(likeness_P, None, max(1, int(_ALIKE * len(pool_P))))]
         histories.append((random.choice(alike, size=length), np.arange(length) * 3_600))
     return histories
 
