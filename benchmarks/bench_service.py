@@ -2,6 +2,7 @@
 
     python -m benchmarks.bench_service                                  # 3,706 items, one worker, about 3 minutes
     python -m benchmarks.bench_service --items 100000 --seconds 20
+    python -m benchmarks.bench_service --items 1000000 --share-only     # the model's own share, without HTTP
 
 The model has random weights in the shape of recipes/ml-1m.yaml (2 blocks, D 50, N 200), which changes no time, and is
 packaged and served like any other. The load comes from a process of its own (benchmarks/load.py). The model's own share
@@ -40,6 +41,7 @@ from components.files import write_json
 from components.recommender import Recommender
 from components.serving.engine import Engine
 from components.serving.history_store import StoredEvent
+from components.serving.rules import Wanted
 
 SHAPE = {
     "max_len": 200,
@@ -223,7 +225,9 @@ def measure_model(args: argparse.Namespace, folder: Path, checkpoint: Path) -> I
     random = np.random.default_rng(0)
     history = list(zip(random.integers(args.items, size=EVENTS).tolist(), range(EVENTS), strict=True))
     times = _time(lambda: recommender.recommend(history, K, 10**6), args.rounds)
-    yield {"case": "model's share: 200 events", **_quantiles(times), "target": "p50 3 ms; 5 at 100k; 8 at 1M items"}
+    target = "p50 3 ms; 5 at 100k; 8 at 1M items"
+    yield {"case": "model's share: 200 events", **_quantiles(times), "facts": _searched(recommender), "target": target}
+    yield from measure_rules(args, recommender, history)
 
     engine = Engine(recommender, store_url=f"sqlite:///{folder / 'histories.db'}")
     engine.append("ann", [StoredEvent(str(n), item, n) for n, (item, _) in enumerate(history)])
@@ -249,6 +253,35 @@ def measure_model(args: argparse.Namespace, folder: Path, checkpoint: Path) -> I
     }
 
 
+def measure_rules(
+    args: argparse.Namespace, recommender: Recommender, history: Sequence[tuple[int, int]]
+) -> Iterator[Row]:
+    """Yield the same share with rules, and that of other routes: what is not searched scores the whole catalogue."""
+    rows, times = recommender.read(history)
+    y_1D = recommender.encode(rows, times, 10**6)
+    some = np.random.default_rng(1).permutation(args.items)[:CANDIDATES].tolist()
+    works: dict[str, Callable[[], object]] = {
+        "answer": lambda: recommender.answer(y_1D, rows, K),
+        "answer, k 100": lambda: recommender.answer(y_1D, rows, 100),
+        "answer, a filter that keeps half": lambda: recommender.answer(
+            y_1D, rows, K, attributes={"genres": Wanted(("Drama",))}
+        ),
+        "answer, 1,000 allowed": lambda: recommender.answer(y_1D, rows, K, allow=some),
+        "answer, caps": lambda: recommender.answer(y_1D, rows, K, caps={"genres": 3}),
+        "rank 1,000": lambda: recommender.rank(y_1D, some),
+        "similar": lambda: recommender.similar(some[0], K),
+        "popular": lambda: recommender.answer(None, rows, K),
+    }
+    for name, work in works.items():
+        work()
+        yield {"case": f"encoded already: {name}", **_quantiles(_time(work, min(args.rounds, 100)))}
+
+
+def _searched(recommender: Recommender) -> str:
+    search = recommender.search
+    return f"{search.depth} candidates, recall@10 {search.recall:.3f}" if search else "exact"
+
+
 def _time(work: Callable[[], object], rounds: int) -> list[float]:
     """Return milliseconds of each round."""
     found = []
@@ -269,6 +302,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=3_706)
     parser.add_argument("--seconds", type=float, default=60.0, help="of the steady load; others are parts of it")
     parser.add_argument("--rounds", type=int, default=500, help="of the model's own share")
+    parser.add_argument("--share-only", action="store_true", help="measure the model's own share, without HTTP")
     parser.add_argument("--results", type=Path, default=recording.RESULTS / "service.csv")
     return parser.parse_args(arguments)
 
@@ -283,7 +317,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     with tempfile.TemporaryDirectory(prefix="hstuflow-service-") as name:
         checkpoint = write_model(Path(name), args.items)
-        for measure in (measure_model(args, Path(name), checkpoint), measure_http(args, Path(name))):
+        share, http = measure_model(args, Path(name), checkpoint), measure_http(args, Path(name))
+        for measure in (share,) if args.share_only else (share, http):
             for row in measure:
                 rows.append(facts | nothing | row)
                 recording.append_rows(args.results, rows[-1:])
