@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Candidate:
     data_hash: str
     name: str  # of the Bento and of its model
     commit: Commit
+    item_table: dict[str, Any] = field(default_factory=lambda: {"values": "float32"})  # components/item_table.py
 
     @property
     def model_version(self) -> str:
@@ -82,6 +83,7 @@ def package(settings: PackageSettings, *, artifacts: Path, reports: Path) -> dic
     candidate = read_candidate(settings, artifacts=artifacts, reports=reports)
     with tempfile.TemporaryDirectory(prefix="hstuflow-package-") as name:
         scratch = Path(name)
+        candidate = stage_checkpoint(candidate, settings, scratch / "checkpoint", artifacts=artifacts)
         stage_sources(scratch / "sources")
         version = candidate.bento_version(hash_files([scratch / "sources"]))
         level = logging.INFO if candidate.verdict == "accepted" else logging.WARNING
@@ -98,6 +100,7 @@ def package(settings: PackageSettings, *, artifacts: Path, reports: Path) -> dic
         "data_hash": candidate.data_hash,
         "git_commit": candidate.commit.name,
         "metrics": candidate.metrics,
+        "item_table": candidate.item_table,
     }
     write_json(artifacts / "package.json", packaged)
     return packaged
@@ -131,6 +134,21 @@ def read_candidate(settings: PackageSettings, *, artifacts: Path, reports: Path)
         name=settings.name + ("-candidate" if gate["verdict"] == "refused" else ""),
         commit=find_commit(),
     )
+
+
+def stage_checkpoint(candidate: Candidate, settings: PackageSettings, folder: Path, *, artifacts: Path) -> Candidate:
+    """Return the candidate as it is packaged: with its item table in `folder` in fewer bits, where settings ask for it.
+
+    Raises:
+        StateError: what that costs cannot be measured.
+    """
+    if settings.item_table == "float32":
+        return candidate
+    from components.item_table import write_quantized  # with torch, which the plain way does not need
+
+    sequences = artifacts / "sequences" / candidate.protocol
+    facts = write_quantized(candidate.checkpoint, folder, settings.item_table, sequences)
+    return replace(candidate, checkpoint=folder, item_table=facts)
 
 
 def stage_sources(folder: Path) -> None:
@@ -244,6 +262,7 @@ def _metadata(candidate: Candidate) -> dict[str, Any]:
         "data_hash": candidate.data_hash,
         "git_commit": candidate.commit.name,
         "metrics": candidate.metrics,
+        "item_table": candidate.item_table,
     }
 
 

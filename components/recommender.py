@@ -26,6 +26,7 @@ from components.errors import InputError, StateError
 from components.files import read_json, reading
 from components.model import SequenceModel, build_model
 from components.model.heads import DotHead
+from components.model.quantized import unpack
 from components.serving.attributes import ItemAttributes
 from components.serving.rules import (
     Eligible,
@@ -139,10 +140,10 @@ def load_model(checkpoint: Path, *, selected: bool = False) -> tuple[SequenceMod
     is_refit = bool(facts.get("refit_epochs"))
     weights = checkpoint / ("selected.safetensors" if selected and is_refit else "weights.safetensors")
     try:
-        model.load_state_dict(load_file(weights), strict=True)
+        model.load_state_dict(unpack(load_file(weights), facts["settings"]["dim"]), strict=True)
     except FileNotFoundError:
         raise StateError("is missing", where=str(weights), todo="Run `dvc repro`") from None
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, IndexError) as error:
         raise StateError(
             "does not fit the model that checkpoint.json describes",
             where=str(weights),

@@ -93,7 +93,9 @@ class RecommendService:
         metadata: Mapping[str, Any] = stored.info.metadata
         recommender = Recommender.load(Path(stored.path))
         engine = Engine(recommender, store_url=_STORE_URL, max_cache_bytes=_CACHE_BYTES)
-        self.served = Served(engine, _model_facts(str(stored.tag), metadata), metadata["metrics"])
+        self.served = Served(
+            engine, _model_facts(str(stored.tag), metadata), metadata["metrics"], metadata["item_table"]
+        )
         recommender.recommend([(recommender.catalogue.item_ids[0], 0)], k=1)  # the first call is the slow one
         gc.collect()
         gc.freeze()  # what was imported stays: walking through it again and again stopped every request for 0.3 s

@@ -186,6 +186,9 @@ class PackageSettings(Section):
 
     model: ModelName
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="Bento name; a refused one becomes <name>-candidate")
+    item_table: Literal["float32", "int8", "int4"] = Field(
+        "float32", description="how item vectors are packaged; fewer bits come with their measured cost"
+    )
 
 
 class Settings(Section):

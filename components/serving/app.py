@@ -38,6 +38,7 @@ from components.serving.schemas import (
     Info,
     ItemsAnswer,
     ItemsQuery,
+    ItemTable,
     ModelFacts,
     RankAnswer,
     RankedItem,
@@ -90,8 +91,15 @@ PathUserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, pattern
 class Served:
     """What the routes need of the running service."""
 
-    def __init__(self, engine: Engine, facts: ModelFacts, metrics: Mapping[str, Mapping[str, float]]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        facts: ModelFacts,
+        metrics: Mapping[str, Mapping[str, float]],
+        item_table: Mapping[str, Any] | None = None,
+    ) -> None:
         self.engine, self.facts, self.metrics = engine, facts, metrics
+        self.item_table = ItemTable(**(item_table or {"values": "float32"}))
         self.watch = Watch()
 
     def look(self, request: Whose) -> Glance:
@@ -164,6 +172,7 @@ def _add_recommendations(app: FastAPI, served: Callable[[], Served]) -> None:
         return Info(
             model=here.facts,
             metrics={name: dict(metric) for name, metric in here.metrics.items()},
+            item_table=here.item_table,
             num_items=len(recommender.catalogue.item_ids),
             max_len=recommender.max_len,
             attributes=list(recommender.catalogue.attributes.names),

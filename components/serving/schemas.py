@@ -251,11 +251,35 @@ class ForgottenAnswer(Answered):
     deleted: int
 
 
+class ItemTableCost(Answered):
+    """A quantized item table minus the float32 one, on the validation part: NDCG@10, paired by user."""
+
+    ndcg_difference: float
+    low: float
+    high: float
+    confidence: float
+    top_10_overlap: float = Field(description="share of the ten best that stays")
+    num_users: int
+    num_targets: int
+    part: str
+
+
+class ItemTable(Answered):
+    """How the item vectors were packaged; all but `values` where that is not float32."""
+
+    values: Literal["float32", "int8", "int4"]
+    outlier_share: float | None = Field(None, description="of all values, the largest: these are kept in float32")
+    float32_bytes: int | None = None
+    bytes: int | None = None
+    cost: ItemTableCost | None = None
+
+
 class Info(Answered):
     """What is served, and what evaluation said of it."""
 
     model: ModelFacts
     metrics: dict[str, dict[str, float]] = Field(description="metric -> value, low, high: the test part's")
+    item_table: ItemTable
     num_items: int
     max_len: int = Field(description="events of a history that the model reads")
     attributes: list[str] = Field(description="names that filters and caps may use")
