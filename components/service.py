@@ -5,7 +5,7 @@
         "history": [{"item_id": 50, "timestamp": 881250949}], "k": 10, "request_time": 881251000}'
 
 The routes are in components/serving/app.py, what they ask of the model in components/serving/engine.py. BentoML brings
-the model, the process and its time limit, /livez and /readyz. Read from the environment:
+the model and the process, /livez and /readyz. Read from the environment:
 
 HSTUFLOW_HISTORIES   where histories are kept: sqlite:///hstuflow-histories.db (in the working directory), or redis://...
 HSTUFLOW_CACHE_MB    memory for encoded users (256)
@@ -28,6 +28,7 @@ import torch
 from components.errors import HstuflowError
 from components.recommender import Recommender
 from components.serving.app import Served, build_app, routes_of
+from components.serving.deadline import RequestDeadline
 from components.serving.engine import Engine
 from components.serving.guard import RequestGuard
 from components.serving.history_store import check_url
@@ -36,6 +37,7 @@ from components.serving.watching import RequestWatch, log_as_json
 
 _MODEL = "checkpoint"  # the alias under which packaging.py put it into this Bento
 _HISTORIES = "sqlite:///hstuflow-histories.db"
+_SECONDS = 10
 
 
 def _served() -> Served:
@@ -81,7 +83,7 @@ APP = build_app(_served)
 
 
 @bentoml.asgi_app(APP, path="/")
-@bentoml.service(name="hstuflow", workers=1, traffic={"timeout": 10}, metrics={"enabled": False})
+@bentoml.service(name="hstuflow", workers=1, traffic={"timeout": _SECONDS + 5}, metrics={"enabled": False})
 class RecommendService:
     """Recommends items to a user from what the user did so far."""
 
@@ -108,6 +110,7 @@ class RecommendService:
 
 # mypy ignores class decorators. The first one is the outermost.
 RecommendService.add_asgi_middleware(RequestWatch, routes=routes_of(APP))  # type: ignore[attr-defined]
+RecommendService.add_asgi_middleware(RequestDeadline, seconds=_SECONDS)  # type: ignore[attr-defined]
 RecommendService.add_asgi_middleware(RequestGuard, token=_TOKEN)  # type: ignore[attr-defined]
 
 

@@ -425,3 +425,11 @@ def test_an_answer_is_json_whatever_the_request_held(client):
         response = client.post("/recommend", content=body, headers={"Content-Type": "application/json"})
         assert response.status_code == 400
         assert json.loads(response.content)["error"].startswith("k: ")
+
+
+def test_a_path_that_is_no_utf_8_is_refused_and_forgets_nobody(client):
+    ask(client, "/events", user_id="\ufffd", events=as_events(HISTORY))
+    response = client.delete("/users/%ff")
+    sentence = "the path is no text: observed '/users/%ff', expected percent-encoded UTF-8"
+    assert (response.status_code, response.json()) == (400, {"error": sentence})
+    assert client.delete("/users/%EF%BF%BD").json() == {"deleted": 3}

@@ -1,7 +1,7 @@
 """The routes: JSON in, JSON out, and an OpenAPI document (GET /docs.json) that says so.
 
-BentoML runs this application (components/service.py) and adds what a process needs: workers, /livez, /readyz, and 504
-over its time. Every error is {"error": one sentence}.
+BentoML runs this application (components/service.py) and adds what a process needs: workers, /livez, /readyz. Every
+error is {"error": one sentence}.
 """
 
 from __future__ import annotations

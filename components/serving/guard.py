@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -78,6 +79,7 @@ class RequestGuard:
     async def _pass_on(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         try:
             self._check_token(scope["path"], headers)
+            _check_path(scope)
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 _check_media_type(headers)
                 receive = _replay(await _read_body(headers, receive), receive)
@@ -101,6 +103,16 @@ def refuse(error: HstuflowError) -> JSONResponse:
     """Answer with an error's sentence and status."""
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else None
     return JSONResponse({"error": str(error)}, status_code=error.http_status, headers=headers)
+
+
+def _check_path(scope: Scope) -> None:
+    """Refuse a path that is no UTF-8: servers turn /users/%ff into a user id that the client never gave."""
+    raw: bytes = scope.get("raw_path") or b""
+    try:
+        unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError:
+        observed = ascii(raw.decode("latin-1"))[:80]
+        raise InputError("the path is no text", observed=observed, expected="percent-encoded UTF-8") from None
 
 
 def _check_media_type(headers: Headers) -> None:

@@ -8,8 +8,8 @@
     hstuflow_items_removed_total{rule}                 what filters and caps kept out
     hstuflow_best_score                                of each answer, in [-1, 1]: a drift shows here first
 
-What BentoML ends after its time (504) counts as 499, like a client that left. BentoML's own metrics are off: their
-labels are paths as they come, so every user id, and all that a stranger tries, would stay in memory and in Prometheus.
+A client that left counts as 499. BentoML's own metrics are off: their labels are paths as they come, so every user id,
+and all that a stranger tries, would stay in memory and in Prometheus.
 """
 
 from __future__ import annotations
