@@ -309,6 +309,16 @@ def test_info_says_what_is_served(client):
     assert info["model"] == FACTS
     assert info["metrics"]["ndcg@10"]["value"] == 0.1
     assert (info["num_items"], info["max_len"], info["attributes"]) == (40, 6, ["genres"])
+    assert (info["item_table"]["values"], info["item_table"]["cost"]) == ("float32", None)
+
+
+def test_info_says_what_a_quantized_item_table_costs(recommender, tmp_path):
+    cost = {"ndcg_difference": -0.005, "low": -0.008, "high": -0.003, "confidence": 0.95, "top_10_overlap": 0.8}
+    cost |= {"num_users": 6_040, "num_targets": 6_040, "part": "valid"}
+    table = {"values": "int4", "outlier_share": 0.002, "float32_bytes": 740_800, "bytes": 111_856, "cost": cost}
+    engine = Engine(recommender, store_url=f"sqlite:///{tmp_path / 'histories.db'}")
+    served = Served(engine, ModelFacts(**FACTS), {}, table)
+    assert TestClient(build_app(lambda: served)).get("/info").json()["item_table"] == table
 
 
 @pytest.mark.parametrize(
