@@ -3,6 +3,7 @@
     python -m benchmarks.bench_service                                  # 3,706 items, one worker, about 3 minutes
     python -m benchmarks.bench_service --items 100000 --seconds 20
     python -m benchmarks.bench_service --items 1000000 --share-only     # the model's own share, without HTTP
+    python -m benchmarks.bench_service --rectools OTHER_VENV/bin/python # RecTools' recommend for one user beside ours
 
 The model has random weights in the shape of recipes/ml-1m.yaml (2 blocks, D 50, N 200), which changes no time, and is
 packaged and served like any other. The load comes from a process of its own (benchmarks/load.py). The model's own share
@@ -62,6 +63,7 @@ SHAPE = {
     "request_time_dropout": 0.0,
     "backend": "auto",
 }
+RECTOOLS_MODELS = ("hstu", "sasrec")
 EVENTS, CANDIDATES, K, BODIES = 200, 1_000, 10, 64
 COLUMNS = ("case", "items", "p50_ms", "p99_ms", "per_s", "facts", "target")
 
@@ -189,6 +191,8 @@ def measure_http(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
         run_load(server, "/recommend", recommend, folder, seconds=min(2.0, args.seconds))  # warm
         alone = run_load(server, "/recommend", recommend, folder, seconds=args.seconds / 4)
         yield _row("one request, 200 events, HTTP", alone, "p50 10 ms, p99 25 ms")
+        if args.rectools:
+            yield from measure_rectools(args, folder / "artifacts" / "checkpoints" / "time_split" / "hstu", alone)
         candidates = np.random.default_rng(1).permutation(args.items)[:CANDIDATES].tolist()
         ranked = run_load(
             server, "/rank", make_bodies(args.items, candidates=candidates), folder, seconds=args.seconds / 4
@@ -218,12 +222,44 @@ def _row(case: str, found: Row, target: str) -> Row:
     }
 
 
+def measure_rectools(args: argparse.Namespace, checkpoint: Path, http: Row) -> Iterator[Row]:
+    """Yield RecTools' time for one user in another interpreter, as a multiple of our model's and of our HTTP route's."""
+    torch.set_num_threads(1)
+    recommender, history = Recommender.load(checkpoint), made_history(args.items)
+    script = str(recording.RESULTS.parent / "rectools_one_user.py")
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    for model in RECTOOLS_MODELS:
+        command = [args.rectools, script, f"--model={model}", f"--items={args.items}", f"--events={EVENTS}", f"--k={K}"]
+        done = subprocess.run(command, env=one_thread, check=True, capture_output=True, text=True)
+        ours = float(np.median(_time(lambda: recommender.recommend(history, K, 10**6), args.rounds)))
+        found = json.loads(done.stdout)
+        for case, measured in found["cases"].items():
+            quantiles = _quantiles(measured["milliseconds"])
+            times = [f"{quantiles['p50_ms'] / one:.0f} times {what}" for one, what in _ours(ours, http)]
+            facts = f"{', '.join(times)}, {len(measured['milliseconds'])} calls"
+            yield {
+                "case": f"RecTools {found['rectools']} {model}, {case}",
+                **quantiles,
+                "facts": facts,
+                "target": "50 times",
+            }
+
+
+def _ours(milliseconds: float, http: Row) -> list[tuple[float, str]]:
+    return [(milliseconds, f"recommend ({milliseconds:.2f} ms)"), (http["p50_ms"], f"HTTP ({http['p50_ms']:.2f} ms)")]
+
+
+def made_history(num_items: int) -> list[tuple[int, int]]:
+    """Return EVENTS events of random items, a second apart."""
+    items = np.random.default_rng(0).integers(num_items, size=EVENTS).tolist()
+    return list(zip(items, range(EVENTS), strict=True))
+
+
 def measure_model(args: argparse.Namespace, folder: Path, checkpoint: Path) -> Iterator[Row]:
     """Yield the model's own share of a request, and of one to a stored history that has just got an event."""
     torch.set_num_threads(1)
     recommender = Recommender.load(checkpoint)
-    random = np.random.default_rng(0)
-    history = list(zip(random.integers(args.items, size=EVENTS).tolist(), range(EVENTS), strict=True))
+    history = made_history(args.items)
     times = _time(lambda: recommender.recommend(history, K, 10**6), args.rounds)
     target = "p50 3 ms; 5 at 100k; 8 at 1M items"
     yield {"case": "model's share: 200 events", **_quantiles(times), "facts": _searched(recommender), "target": target}
@@ -303,6 +339,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="of the steady load; others are parts of it")
     parser.add_argument("--rounds", type=int, default=500, help="of the model's own share")
     parser.add_argument("--share-only", action="store_true", help="measure the model's own share, without HTTP")
+    parser.add_argument(
+        "--rectools", help="a Python that has rectools[torch], to time beside ours; not needed otherwise"
+    )
     parser.add_argument("--results", type=Path, default=recording.RESULTS / "service.csv")
     return parser.parse_args(arguments)
 
