@@ -3,7 +3,7 @@
     python -m benchmarks.bench_service                                  # 3,706 items, one worker, about 3 minutes
     python -m benchmarks.bench_service --items 100000 --seconds 20
     python -m benchmarks.bench_service --items 1000000 --share-only     # the model's own share, without HTTP
-    python -m benchmarks.bench_service --rectools OTHER_VENV/bin/python # RecTools' recommend for one user beside ours
+    python -m benchmarks.bench_service --rectools OTHER_VENV/bin/python # one user: RecTools beside ours, no load
 
 The model has random weights in the shape of recipes/ml-1m.yaml (2 blocks, D 50, N 200), which changes no time, and is
 packaged and served like any other. The load comes from a process of its own (benchmarks/load.py). The model's own share
@@ -193,6 +193,7 @@ def measure_http(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
         yield _row("one request, 200 events, HTTP", alone, "p50 10 ms, p99 25 ms")
         if args.rectools:
             yield from measure_rectools(args, folder / "artifacts" / "checkpoints" / "time_split" / "hstu", alone)
+            return
         candidates = np.random.default_rng(1).permutation(args.items)[:CANDIDATES].tolist()
         ranked = run_load(
             server, "/rank", make_bodies(args.items, candidates=candidates), folder, seconds=args.seconds / 4
@@ -223,7 +224,7 @@ def _row(case: str, found: Row, target: str) -> Row:
 
 
 def measure_rectools(args: argparse.Namespace, checkpoint: Path, http: Row) -> Iterator[Row]:
-    """Yield RecTools' time for one user in another interpreter, as a multiple of our model's and of our HTTP route's."""
+    """Yield RecTools' time for one user, in another interpreter, as multiples of our model's and our HTTP route's."""
     torch.set_num_threads(1)
     recommender, history = Recommender.load(checkpoint), made_history(args.items)
     script = str(recording.RESULTS.parent / "rectools_one_user.py")

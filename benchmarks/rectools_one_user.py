@@ -15,6 +15,7 @@ import json
 import logging
 import time
 import warnings
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -82,19 +83,13 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    model = fit(
-        args.model, made_log(max(FIT_USERS, -(-args.items // args.events)), args.events, args.items), args.events
-    )
+    users = max(FIT_USERS, -(-args.items // args.events))
+    model = fit(args.model, made_log(users, args.events, args.items), args.events)
     found = {
         name: measure(model, made_log(users, args.events, args.items), args.k, args.calls)
         for name, users in (("its dataset: that user alone", 1), ("its dataset: 6,040 users", LOG_USERS))
     }
-    print(
-        json.dumps(
-            {"rectools": rectools.__version__ if hasattr(rectools, "__version__") else rectools.VERSION}
-            | {"cases": found}
-        )
-    )
+    print(json.dumps({"rectools": version("rectools"), "cases": found}))
 
 
 if __name__ == "__main__":
