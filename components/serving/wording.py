@@ -32,8 +32,13 @@ def explain(error: Mapping[str, Any], schema: type[BaseModel] | None) -> str:
     """Say where and what, of one of pydantic's errors about a request of `schema`; its own words where they help."""
     is_no_json = error["type"] == "json_invalid"  # its place is a column number
     location = [] if is_no_json else [part for part in error["loc"] if part != "body"]
-    where = ".".join(map(str, location))[:200] or "the body"
+    where = ".".join(_in_one_line(str(part)) for part in location)[:200] or "the body"
     return f"{where}: {_what(error, location, schema)}"
+
+
+def _in_one_line(name: str) -> str:
+    """Return a key of the client's own as it is, or escaped where it holds line breaks, halves of pairs and the like."""
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def _what(error: Mapping[str, Any], location: list[Any], schema: type[BaseModel] | None) -> str:
