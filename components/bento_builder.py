@@ -4,7 +4,8 @@ It imports nothing of ours, and its working directory holds only the files that 
 service from there, so a file missing in bentofile.yaml fails the build and not the first request. BENTOML_HOME is read
 once a process, hence a new one: the user's store, where `hstuflow:latest` is the champion, stays untouched.
 
-request.json: name, bento_version, model_version, labels, metadata, checkpoint (folder), export (folder to be written).
+request.json: name, bento_version, model_version, labels, metadata, folders (whose files become the model's: checkpoint,
+item map), export (folder to be written).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def build(request: dict[str, Any]) -> None:
     with bentoml.models.create(model_tag, labels=labels, metadata=request["metadata"]) as model:
         # What validation judged before a refit is never served.
         without = shutil.ignore_patterns("selected.safetensors")
-        shutil.copytree(request["checkpoint"], model.path, dirs_exist_ok=True, ignore=without)
+        for folder in request["folders"]:
+            shutil.copytree(folder, model.path, dirs_exist_ok=True, ignore=without)
     _add_model(Path("bentofile.yaml"), model_tag)
     bento = build_bentofile("bentofile.yaml", name=name, version=request["bento_version"], labels=labels)
     bento.export(request["export"], output_format="folder")

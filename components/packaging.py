@@ -20,9 +20,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
@@ -30,6 +30,9 @@ from components.console import log
 from components.errors import StateError
 from components.files import hash_files, read_json, replacing_file, write_json
 from components.settings import PackageSettings
+
+if TYPE_CHECKING:
+    from components.serving.item_map import ItemMap
 
 ROOT = Path(__file__).resolve().parent.parent
 BENTOFILE = ROOT / "bentofile.yaml"
@@ -57,6 +60,7 @@ class Candidate:
     data_hash: str
     name: str  # of the Bento and of its model
     commit: Commit
+    item_map: ItemMap | None  # how items that training did not know get their vectors
     item_table: dict[str, Any] = field(default_factory=lambda: {"values": "float32"})  # components/item_table.py
 
     @property
@@ -101,6 +105,7 @@ def package(settings: PackageSettings, *, artifacts: Path, reports: Path) -> dic
         "git_commit": candidate.commit.name,
         "metrics": candidate.metrics,
         "item_table": candidate.item_table,
+        "item_map": _worth(candidate),
     }
     write_json(artifacts / "package.json", packaged)
     return packaged
@@ -133,6 +138,7 @@ def read_candidate(settings: PackageSettings, *, artifacts: Path, reports: Path)
         data_hash=facts["data_hash"],
         name=settings.name + ("-candidate" if gate["verdict"] == "refused" else ""),
         commit=find_commit(),
+        item_map=_fit_item_map(checkpoint),
     )
 
 
@@ -144,11 +150,23 @@ def stage_checkpoint(candidate: Candidate, settings: PackageSettings, folder: Pa
     """
     if settings.item_table == "float32":
         return candidate
-    from components.item_table import write_quantized  # with torch, which the plain way does not need
+    from components.item_table import write_quantized  # torch takes seconds
 
     sequences = artifacts / "sequences" / candidate.protocol
     facts = write_quantized(candidate.checkpoint, folder, settings.item_table, sequences)
     return replace(candidate, checkpoint=folder, item_table=facts)
+
+
+def _fit_item_map(checkpoint: Path) -> ItemMap | None:
+    from components.recommender import Recommender  # torch takes seconds
+    from components.serving.item_map import fit_item_map
+
+    recommender = Recommender.load(checkpoint, exact_up_to=sys.maxsize)  # nothing is asked, so no index is built
+    rows_XD = recommender.model.embedding.item.weight.detach().numpy()
+    item_map = fit_item_map(recommender.catalogue, rows_XD)
+    if item_map is None:
+        log.warning("titles and attributes say nothing about the items' vectors: the service will take no new items")
+    return item_map
 
 
 def stage_sources(folder: Path) -> None:
@@ -178,13 +196,16 @@ def build_bento(scratch: Path, candidate: Candidate, bento_version: str) -> None
     Raises:
         StateError: the build failed.
     """
+    (scratch / "item_map").mkdir()
+    if candidate.item_map is not None:
+        candidate.item_map.save(scratch / "item_map")
     request = {
         "name": candidate.name,
         "bento_version": bento_version,
         "model_version": candidate.model_version,
         "labels": _labels(candidate),
         "metadata": _metadata(candidate),
-        "checkpoint": str(candidate.checkpoint),
+        "folders": [str(candidate.checkpoint), str(scratch / "item_map")],
         "export": str(scratch / "bento"),
     }
     (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
@@ -263,7 +284,12 @@ def _metadata(candidate: Candidate) -> dict[str, Any]:
         "git_commit": candidate.commit.name,
         "metrics": candidate.metrics,
         "item_table": candidate.item_table,
+        "item_map": _worth(candidate),
     }
+
+
+def _worth(candidate: Candidate) -> dict[str, float] | None:
+    return None if candidate.item_map is None else asdict(candidate.item_map.worth)
 
 
 def _version(*content: object) -> str:

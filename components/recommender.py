@@ -9,9 +9,12 @@ Shapes: X items of the catalogue, D width, L events.
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +22,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.dataset import make_batch
 from components.errors import InputError, StateError
 from components.files import read_json, reading
 from components.model import SequenceModel, build_model
+from components.model.embedding import l2_normalize
 from components.model.heads import DotHead
 from components.model.quantized import unpack
 from components.serving.attributes import ItemAttributes
@@ -91,6 +95,29 @@ class Recommendation:
     item_id: ItemId
     score: float | None
     title: str
+    is_new: bool = False  # inserted after training
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """An item that training did not know, inserted since."""
+
+    item_id: ItemId
+    title: str
+    attributes: Mapping[str, Sequence[str]]
+    since: int = 0  # seconds, of its insertion
+
+    @property
+    def content(self) -> str:
+        """Title and attributes as one text, the same for the same ones."""
+        values = {name: sorted(set(given)) for name, given in self.attributes.items() if given}
+        return json.dumps({"title": self.title, "attributes": values}, sort_keys=True)
+
+    @property
+    def stand_in(self) -> int:
+        """A number that is no row of a catalogue, and another one for another id or content."""
+        digest = hashlib.blake2b(f"{self.item_id}\0{self.content}".encode(), digest_size=8).digest()
+        return 1 << 62 | int.from_bytes(digest, "little") >> 2
 
 
 @dataclass(frozen=True)
@@ -112,6 +139,36 @@ class Catalogue:
     counts: np.ndarray  # (X,) int64, events in train
     rows: dict[str, int]  # an id's text -> row
     attributes: ItemAttributes  # genres and the like
+    new: tuple[NewItem, ...] = ()  # the last rows
+    stand_ins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # of these
+
+    @property
+    def num_trained(self) -> int:
+        """How many items training knew: the first rows."""
+        return len(self.item_ids) - len(self.new)
+
+    def with_items(self, items: Sequence[NewItem]) -> Catalogue:
+        """Return a catalogue with these items after its own; raises InputError where an attribute is unknown."""
+        first = len(self.item_ids)
+        return replace(
+            self,
+            item_ids=self.item_ids + tuple(item.item_id for item in items),
+            titles=self.titles + tuple(item.title for item in items),
+            counts=np.concatenate([self.counts, np.zeros(len(items), self.counts.dtype)]),
+            rows=self.rows | {str(item.item_id): first + number for number, item in enumerate(items)},
+            attributes=self.attributes.with_items([i.attributes for i in items], [i.since for i in items]),
+            new=self.new + tuple(items),
+            stand_ins=np.concatenate([self.stand_ins, np.array([i.stand_in for i in items], np.int64)]),
+        )
+
+    def contents(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows (n,), those of new items replaced by what stands for these whatever row they have."""
+        if not self.new:
+            return rows
+        is_new = rows >= self.num_trained
+        contents: np.ndarray = rows.copy()
+        contents[is_new] = self.stand_ins[rows[is_new] - self.num_trained]
+        return contents
 
     def find(self, item_id: ItemId) -> int:
         """Return the row of `item_id`, -1 where it is unknown.
@@ -204,6 +261,31 @@ class Recommender:
                 todo="Train again: `dvc repro`",
             )
         return cls(model, facts, catalogue, _open_search(model, facts, catalogue, exact_up_to))
+
+    def with_items(self, items: Sequence[NewItem], rows_MD: Tensor) -> Recommender:
+        """Return a recommender that knows M more items, after its own; all trained weights are shared.
+
+        Args:
+            items: of ids that the catalogue lacks.
+            rows_MD: their rows of the embedding table.
+
+        Raises:
+            InputError: an item has an attribute, or a value of one, that no item of ours has.
+        """
+        longer = copy.copy(self)
+        longer.catalogue = self.catalogue.with_items(items)
+        longer.model = _with_rows(self.model, rows_MD)
+        with torch.inference_mode():
+            vectors_MD = l2_normalize(rows_MD)
+            longer.vectors_XD = torch.cat([self.vectors_XD, vectors_MD])
+            side = zip(self._items, self.model.head.split_items(vectors_MD), strict=True)
+            longer._items = tuple(
+                longer.vectors_XD if ours is self.vectors_XD else torch.cat([ours, more]) for ours, more in side
+            )
+        first = len(self._popularity_X)  # nobody had them yet: after all others
+        added = -np.arange(first, first + len(items), dtype=self._popularity_X.dtype)
+        longer._popularity_X = np.concatenate([self._popularity_X, added])
+        return longer
 
     def recommend(
         self,
@@ -383,7 +465,18 @@ class Recommender:
         return rules, exclude + (allowed or [])
 
     def _item(self, row: int, score: float | None) -> Recommendation:
-        return Recommendation(self.catalogue.item_ids[row], score, self.catalogue.titles[row])
+        catalogue = self.catalogue
+        return Recommendation(catalogue.item_ids[row], score, catalogue.titles[row], row >= catalogue.num_trained)
+
+
+def _with_rows(model: SequenceModel, rows_MD: Tensor) -> SequenceModel:
+    """Return a model with more rows in its table that shares all the rest with `model`."""
+    table_XD = torch.cat([model.embedding.item.weight.detach(), rows_MD])
+    longer, embedding = copy.copy(model), copy.copy(model.embedding)
+    item = nn.Embedding(*table_XD.shape, _weight=table_XD, _freeze=True)
+    embedding._modules = {**embedding._modules, "item": item}  # copy.copy shares the dict
+    longer._modules = {**longer._modules, "embedding": embedding}
+    return longer
 
 
 def resolve_request_time(timestamps: Sequence[int], request_time: int | None) -> int:

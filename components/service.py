@@ -32,12 +32,19 @@ from components.serving.deadline import RequestDeadline
 from components.serving.engine import Engine
 from components.serving.guard import RequestGuard
 from components.serving.history_store import check_url
+from components.serving.item_map import ItemMap, load_item_map
 from components.serving.schemas import ModelFacts
+from components.serving.search import EXACT_UP_TO
 from components.serving.watching import RequestWatch, log_as_json
 
 _MODEL = "checkpoint"  # the alias under which packaging.py put it into this Bento
 _HISTORIES = "sqlite:///hstuflow-histories.db"
 _SECONDS = 10
+
+
+def _load(folder: Path, *, exact_up_to: int = EXACT_UP_TO) -> tuple[Recommender, ItemMap | None]:
+    recommender = Recommender.load(folder, exact_up_to=exact_up_to)
+    return recommender, load_item_map(folder, dim=recommender.vectors_XD.shape[1])
 
 
 def _served() -> Served:
@@ -55,9 +62,7 @@ def _refuse_a_broken_model() -> None:
     except bentoml.exceptions.NotFound:
         return
     try:
-        Recommender.load(
-            Path(stored.path), exact_up_to=sys.maxsize
-        )  # the worker builds the index: 10 s at a million items
+        _load(Path(stored.path), exact_up_to=sys.maxsize)  # the worker builds the index: 10 s at a million items
     except HstuflowError as error:
         sys.exit(f"the service does not start: {error}")
 
@@ -93,8 +98,9 @@ class RecommendService:
         torch.set_num_threads(1)  # scale by workers: two threads on a busy machine are 3-5x slower than one
         stored = bentoml.models.get(_MODEL)
         metadata: Mapping[str, Any] = stored.info.metadata
-        recommender = Recommender.load(Path(stored.path))
-        engine = Engine(recommender, store_url=_STORE_URL, max_cache_bytes=_CACHE_BYTES)
+        recommender, item_map = _load(Path(stored.path))
+        engine = Engine(recommender, store_url=_STORE_URL, max_cache_bytes=_CACHE_BYTES, item_map=item_map)
+        engine.new_items.follow()
         self.served = Served(
             engine, _model_facts(str(stored.tag), metadata), metadata["metrics"], metadata["item_table"]
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Path, Request
@@ -22,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from components.errors import HstuflowError
-from components.recommender import Answer, Wishes
+from components.recommender import Answer, NewItem, Wishes
 from components.serving.guard import refuse
 from components.serving.history_store import StoredEvent, StoreError
 from components.serving.pages import add_page
@@ -36,8 +37,11 @@ from components.serving.schemas import (
     Filters,
     ForgottenAnswer,
     Info,
+    InsertedAnswer,
+    ItemMapFacts,
     ItemsAnswer,
     ItemsQuery,
+    ItemsRequest,
     ItemTable,
     ModelFacts,
     RankAnswer,
@@ -50,6 +54,7 @@ from components.serving.schemas import (
     RecommendRequest,
     SimilarRequest,
     Whose,
+    WithdrawnAnswer,
 )
 from components.serving.watching import Watch, collect_metrics
 from components.serving.wording import explain, refusals
@@ -59,6 +64,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hstuflow.service")
 
+# By path; of GET, what its query may hold.
 SCHEMAS: dict[str, type[BaseModel]] = {
     "/recommend": RecommendRequest,
     "/recommend_batch": RecommendBatchRequest,
@@ -66,7 +72,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "/similar": SimilarRequest,
     "/events": EventsRequest,
     "/explain": ExplainRequest,
-    "/items": ItemsQuery,
+    "/items": ItemsRequest,
 }
 
 
@@ -85,6 +91,7 @@ class _Text(Convertor[str]):
 register_url_convertor("text", _Text())
 
 
+PathItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, pattern=ONE_LINE)]
 PathUserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, pattern=ONE_LINE)]
 
 
@@ -117,6 +124,7 @@ def build_app(served: Callable[[], Served]) -> FastAPI:
     app = FastAPI(title="hstuflow", openapi_url="/docs.json", docs_url=None, redoc_url=None)
     _add_recommendations(app, served)
     _add_users(app, served)
+    _add_items(app, served)
     add_page(app, served)
     _addrefusals(app)
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign] # FastAPI's own way of changing it
@@ -138,8 +146,9 @@ def _add_recommendations(app: FastAPI, served: Callable[[], Served]) -> None:
     @app.post("/rank", responses=refusals(400, 401, 413, 415, 429, 503, 504))
     def rank(request: RankRequest) -> RankAnswer:
         """Score items of your own choice: the scores of /recommend, whatever else is asked with them."""
-        here, recommender = served(), served().engine.recommender
+        here = served()
         glance = here.look(request)
+        recommender = glance.recommender
         with here.engine.turn:
             scores = recommender.rank(glance.y_1D, request.candidates)
         pairs = sorted(zip(request.candidates, scores, strict=True), key=_best_first)
@@ -162,18 +171,22 @@ def _add_recommendations(app: FastAPI, served: Callable[[], Served]) -> None:
     @app.get("/metrics", include_in_schema=False)
     def metrics() -> Response:
         """Return Prometheus' text."""
+        here = served()
+        here.watch.holds(here.engine.recommender)
         return Response(collect_metrics(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/info", responses=refusals(401, 429, 504))
     def info() -> Info:
         """Say what is served, and what evaluation said of it."""
         here, recommender = served(), served().engine.recommender
-        split = recommender.facts["split"]
+        split, item_map = recommender.facts["split"], here.engine.new_items.item_map
         return Info(
             model=here.facts,
             metrics={name: dict(metric) for name, metric in here.metrics.items()},
             item_table=here.item_table,
             num_items=len(recommender.catalogue.item_ids),
+            num_new_items=len(recommender.catalogue.new),
+            item_map=ItemMapFacts(**asdict(item_map.worth)) if item_map else None,
             max_len=recommender.max_len,
             attributes=list(recommender.catalogue.attributes.names),
             train_until=split.get("valid_end") if recommender.facts.get("refit_epochs") else split.get("train_end"),
@@ -194,11 +207,32 @@ def _add_users(app: FastAPI, served: Callable[[], Served]) -> None:
         return ForgottenAnswer(deleted=served().engine.forget(user_id))
 
 
+def _add_items(app: FastAPI, served: Callable[[], Served]) -> None:
+    @app.post("/items", responses=refusals(400, 401, 409, 413, 415, 429, 503, 504))
+    def insert(request: ItemsRequest) -> InsertedAnswer:
+        """Insert items that training did not know: all or none, and once answered, for good.
+
+        Sent again, an item changes nothing; with other content it is replaced. Their vectors come from title and
+        attributes (GET /info says how good they are), so they are worse than those of trained items.
+        """
+        here = served()
+        new = [NewItem(item.item_id, item.title, item.attributes) for item in request.items]
+        inserted = here.engine.new_items.insert(new)
+        here.watch.inserted(inserted.new + inserted.replaced)
+        return InsertedAnswer(**inserted._asdict())
+
+    @app.delete("/items/{item_id:text}", responses=refusals(400, 401, 404, 429, 503, 504))
+    def withdraw(item_id: PathItemId) -> WithdrawnAnswer:
+        """Withdraw an inserted item for good; it stays in histories, as an unknown one."""
+        served().engine.new_items.withdraw(item_id)
+        return WithdrawnAnswer(withdrawn=1)
+
+
 def _recommend(here: Served, request: RecommendRequest, route: str) -> RecommendAnswer:
     glance = here.look(request)
     wishes = _wishes(request) | Wishes(exclude_seen=request.exclude_seen)
     with here.engine.turn:
-        answer = here.engine.recommender.answer(glance.y_1D, glance.seen_rows, request.k, named=glance.named, **wishes)
+        answer = glance.recommender.answer(glance.y_1D, glance.seen_rows, request.k, named=glance.named, **wishes)
     here.watch.answered(route, answer, glance.history_from)
     return RecommendAnswer(**_items(answer), source=answer.source, history_from=glance.history_from, model=here.facts)
 
@@ -214,7 +248,7 @@ def _wishes(request: Filters) -> Wishes:
 
 
 def _items(answer: Answer) -> dict[str, Any]:
-    items = [RecommendedItem(item_id=i.item_id, score=i.score, title=i.title) for i in answer.items]
+    items = [RecommendedItem(item_id=i.item_id, score=i.score, title=i.title, new=i.is_new) for i in answer.items]
     return {"items": items, "unknown_items": list(answer.unknown_items), "removed": answer.removed}
 
 
@@ -226,7 +260,7 @@ def _addrefusals(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def wrong(request: Request, error: RequestValidationError) -> JSONResponse:
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a typo explains what is missing
-        return JSONResponse({"error": explain(first, SCHEMAS.get(request.url.path))}, status_code=400)
+        return JSONResponse({"error": explain(first, _schema_of(request))}, status_code=400)
 
     @app.exception_handler(HstuflowError)
     async def refused(_: Request, error: HstuflowError) -> JSONResponse:
@@ -254,6 +288,10 @@ def _addrefusals(app: FastAPI) -> None:
         if allowed:
             raise HTTPException(405, f"{request.method} is not for this path", {"Allow": ", ".join(sorted(allowed))})
         raise HTTPException(404, "there is nothing at this path; GET /docs.json says what there is")
+
+
+def _schema_of(request: Request) -> type[BaseModel] | None:
+    return ItemsQuery if request.method == "GET" else SCHEMAS.get(request.url.path)
 
 
 def routes_of(app: FastAPI) -> list[str]:

@@ -23,6 +23,8 @@ from torch import Tensor
 from components.model.hstu import HSTU
 from components.recommender import Event, ItemId, Recommender, resolve_request_time
 from components.serving.history_store import Appended, HistoryStore, StoredEvent, StoreError, open_store
+from components.serving.item_map import ItemMap
+from components.serving.new_items import NewItems
 from components.serving.user_states import UserStates, window_start
 
 HistoryFrom = Literal["request", "store", "request, store unreachable", "nowhere, store unreachable"]
@@ -42,6 +44,7 @@ class Reading:
     seen_rows: Sequence[int] | np.ndarray  # of everything the user had, however old
     named: Sequence[ItemId]  # items of the request's own history
     history_from: HistoryFrom
+    recommender: Recommender  # whose rows these are: items may be inserted meanwhile
 
     @property
     def is_known(self) -> bool:
@@ -57,13 +60,21 @@ class Glance:
     seen_rows: Sequence[int] | np.ndarray
     named: Sequence[ItemId]
     history_from: HistoryFrom
+    recommender: Recommender  # that encoded it and has to answer
 
 
 class Engine:
     """A recommender with a memory. Safe to call from several threads."""
 
-    def __init__(self, recommender: Recommender, *, store_url: str, max_cache_bytes: int = 256 << 20) -> None:
-        self.recommender = recommender
+    def __init__(
+        self,
+        recommender: Recommender,
+        *,
+        store_url: str,
+        max_cache_bytes: int = 256 << 20,
+        item_map: ItemMap | None = None,
+    ) -> None:
+        self.new_items = NewItems(recommender, item_map, store=lambda: self.store)
         model = recommender.model
         self.states = UserStates(model, max_bytes=max_cache_bytes) if isinstance(model, HSTU) else None
         # One request computes at a time. Threads that compute side by side take one another's core and the interpreter:
@@ -73,6 +84,11 @@ class Engine:
         self._store: HistoryStore | None = None  # opened by the first who needs it: many never will
         self._failure: tuple[StoreError | None, float] = (None, 0.0)
         self._opening = threading.Lock()
+
+    @property
+    def recommender(self) -> Recommender:
+        """The model with all items it knows by now. A request asks once and keeps what it got."""
+        return self.new_items.recommender
 
     @property
     def store(self) -> HistoryStore:
@@ -102,14 +118,13 @@ class Engine:
         y_1D = None
         if not found.is_known and found.history_from == "store" and self.states is not None and user_id is not None:
             self.states.drop(user_id)  # forgotten through another process
-        known = found.rows, found.timestamps, found.request_time
         if found.is_known:
             with self.turn:
                 if found.history_from == "store" and self.states is not None and user_id is not None:
-                    y_1D = self.states.encode(user_id, *known, generation=generation)
+                    y_1D = self._encode_stored(self.states, user_id, found, generation)
                 else:
-                    y_1D = self.recommender.encode(*known)
-        return Glance(y_1D, found.seen_rows, found.named, found.history_from)
+                    y_1D = found.recommender.encode(found.rows, found.timestamps, found.request_time)
+        return Glance(y_1D, found.seen_rows, found.named, found.history_from, found.recommender)
 
     def read(
         self, history: Sequence[Event] | None = None, user_id: str | None = None, request_time: int | None = None
@@ -145,27 +160,43 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the store."""
+        self.new_items.close()
         with self._opening:
             if self._store is not None:
                 self._store.close()
 
+    def _encode_stored(self, states: UserStates, user_id: str, found: Reading, generation: int) -> Tensor:
+        model = found.recommender.model
+        return states.encode(
+            user_id,
+            found.rows,
+            found.timestamps,
+            found.request_time,
+            generation=generation,
+            model=model if isinstance(model, HSTU) else None,
+            contents_n=found.recommender.catalogue.contents(found.rows),
+        )
+
     def _read_request(self, history: Sequence[Event], request_time: int | None, where: HistoryFrom) -> Reading:
-        rows, times = self.recommender.read(history)
-        return Reading(rows, times, _when(times, request_time), rows, [item for item, _ in history], where)
+        recommender = self.recommender
+        rows, times = recommender.read(history)
+        when, named = _when(times, request_time), [item for item, _ in history]
+        return Reading(rows, times, when, rows, named, where, recommender)
 
     def _read_store(self, user_id: str, request_time: int | None) -> Reading:
-        stored = self.store.read(user_id, limit=self.recommender.max_len)
-        length = stored.arrived - window_start(stored.arrived, self.recommender.max_len)
+        recommender = self.recommender
+        stored = self.store.read(user_id, limit=recommender.max_len)
+        length = stored.arrived - window_start(stored.arrived, recommender.max_len)
         events = stored.events[-length:] if length else ()
-        rows, times = self.recommender.read([(event.item_id, event.timestamp) for event in events])
+        rows, times = recommender.read([(event.item_id, event.timestamp) for event in events])
         is_known = rows >= 0
         # What fits into one read is all there is: the second question is for long histories only.
         is_whole = stored.total == len(stored.events)
         seen = {event.item_id for event in stored.events} if is_whole else self.store.seen(user_id)
-        seen_rows = [self.recommender.catalogue.find(item) for item in seen]
+        seen_rows = [recommender.catalogue.find(item) for item in seen]
         # An event of the store may be later than the client knows: then the request comes right after it.
         when = _when(times, None if request_time is None else max([request_time, *times[-1:].tolist()]))
-        return Reading(rows[is_known], times[is_known], when, seen_rows, (), "store")
+        return Reading(rows[is_known], times[is_known], when, seen_rows, (), "store", recommender)
 
 
 def _when(times: np.ndarray, request_time: int | None) -> int:

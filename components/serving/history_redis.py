@@ -3,6 +3,7 @@
     hstuflow:{USER}:version    string `<lineage>.<arrived>`
     hstuflow:{USER}:order      sorted set: 16 digits of arrival + event id, with the timestamp as its score
     hstuflow:{USER}:items      hash: event id -> packed item id
+    hstuflow-items:{all}:*     inserted items (components/serving/stored_items.py)
 
 Every change is one Lua script, which the server runs whole with nothing in between. What survives a crash is a matter
 of the server's settings: with `appendonly yes` and `appendfsync always` all that `append` returned; with `everysec` all
@@ -35,6 +36,16 @@ from components.serving.history_store import (
     check_user,
     pack_events,
     unpack_item,
+)
+from components.serving.stored_items import (
+    REDIS_DROP,
+    REDIS_ITEMS,
+    REDIS_KEYS,
+    REDIS_PUT,
+    Put,
+    StoredItem,
+    check_total,
+    items_redis,
 )
 
 if TYPE_CHECKING:
@@ -98,6 +109,8 @@ class RedisHistoryStore:
         self._where = _describe(url, self._client)
         self._is_closed = False
         self._append, self._read, self._forget = map(self._client.register_script, (_APPEND, _READ, _FORGET))
+        scripts = map(self._client.register_script, (REDIS_PUT, REDIS_DROP, REDIS_ITEMS))
+        self._put_items, self._drop_item, self._items = scripts
 
     def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
         """See HistoryStore. The server does nothing else meanwhile, so keep calls short: 16 ms for 1,000 events."""
@@ -146,6 +159,32 @@ class RedisHistoryStore:
         keys = _keys(user_id)
         with self._talking():
             return int(self._forget(keys))
+
+    def put_items(self, items: Sequence[StoredItem], most: int) -> Put:
+        """See HistoryStore."""
+        values = [value for item in items for value in item]
+        with self._talking():
+            new, replaced, _ = self._put_items(REDIS_KEYS, [most, secrets.token_hex(8), *values])
+        if new < 0:
+            check_total(replaced, most)  # which the script counted
+        return Put(new, replaced, len(items) - new - replaced)
+
+    def drop_item(self, key: str) -> bool:
+        """See HistoryStore."""
+        with self._talking():
+            return bool(self._drop_item(REDIS_KEYS, [secrets.token_hex(8), key]))
+
+    def items(self) -> tuple[str, list[StoredItem]]:
+        """See HistoryStore."""
+        with self._talking():
+            version, flat = self._items(REDIS_KEYS)
+        return (version or b"").decode(), items_redis(flat)
+
+    def items_version(self) -> str:
+        """See HistoryStore."""
+        with self._talking():
+            version = cast("bytes | None", self._client.get(REDIS_KEYS[1]))
+        return (version or b"").decode()
 
     def close(self) -> None:
         """See HistoryStore."""

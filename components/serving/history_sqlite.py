@@ -1,5 +1,6 @@
 """Histories in one SQLite file, which several processes of one machine may use at once. Not for network drives.
 
+    new_items, new_items_version                           inserted items (components/serving/stored_items.py)
     users_P(user, user_id, lineage, arrived, total)        one row per user with events
     events_P(user, timestamp, arrival, event_id, item)     clustered in the order in which they are read
 
@@ -36,6 +37,15 @@ from components.serving.history_store import (
     check_user,
     pack_events,
     unpack_item,
+)
+from components.serving.stored_items import (
+    SQLITE_SCHEMA,
+    Put,
+    StoredItem,
+    drop_sqlite,
+    items_sqlite,
+    put_sqlite,
+    version_sqlite,
 )
 
 APPLICATION_ID = 0x48535455  # "HSTU": tells our files from other programs' databases
@@ -128,6 +138,26 @@ class SqliteHistoryStore:
             self._empty_log(connection)
         return deleted
 
+    def put_items(self, items: Sequence[StoredItem], most: int) -> Put:
+        """See HistoryStore. Costs one fsync, whatever the number of items."""
+        with self._writing() as connection:
+            return put_sqlite(connection, items, most)
+
+    def drop_item(self, key: str) -> bool:
+        """See HistoryStore."""
+        with self._writing() as connection:
+            return drop_sqlite(connection, key)
+
+    def items(self) -> tuple[str, list[StoredItem]]:
+        """See HistoryStore."""
+        with self._transaction("DEFERRED") as connection:  # both statements see one state
+            return version_sqlite(connection), items_sqlite(connection)
+
+    def items_version(self) -> str:
+        """See HistoryStore."""
+        with self._connection() as connection:
+            return version_sqlite(connection)
+
     def close(self) -> None:
         """See HistoryStore."""
         self._is_closed = True
@@ -143,6 +173,8 @@ class SqliteHistoryStore:
         with self._writing() as connection:
             if not self._check_schema(connection):
                 _make_schema(connection)
+            for statement in SQLITE_SCHEMA:  # earlier versions of hstuflow neither made nor mind these tables
+                connection.execute(statement)
 
     def _check_schema(self, connection: sqlite3.Connection) -> bool:
         """Whether the tables are there; raises StoreError where the file is not ours, or another version's."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from components.errors import HstuflowError, InputError
+from components.serving.stored_items import Put, StoredItem
 
 ItemId = int | str
 KEEP = 10_000  # events per user; the model reads 200, the rest says what was seen
@@ -106,6 +107,22 @@ class HistoryStore(Protocol):
 
     def forget(self, user_id: str) -> int:
         """Delete all there is about a user, for good, and return how many events that were."""
+
+    def put_items(self, items: Sequence[StoredItem], most: int) -> Put:
+        """Keep inserted items, all or none (components/serving/stored_items.py); keys differ from one another.
+
+        Raises:
+            TooManyItemsError: there would be more than `most` in all.
+        """
+
+    def drop_item(self, key: str) -> bool:
+        """Delete an inserted item; whether there was one."""
+
+    def items(self) -> tuple[str, list[StoredItem]]:
+        """Return the version of the inserted items and all of them, ascending by key, of one moment."""
+
+    def items_version(self) -> str:
+        """Return that version alone: another one after every change; NO_VERSION before the first."""
 
     def close(self) -> None:
         """Let go of files and connections; any other call raises StoreError from now on. May be called again."""

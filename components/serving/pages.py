@@ -30,7 +30,7 @@ from components.serving.schemas import (
 from components.serving.wording import refusals
 
 if TYPE_CHECKING:
-    from components.recommender import Catalogue, Recommender
+    from components.recommender import Catalogue, NewItem, Recommender
     from components.serving.app import Served
     from components.serving.attributes import Attribute
 
@@ -64,9 +64,10 @@ def add_page(app: FastAPI, served: Callable[[], Served]) -> None:
     @app.get("/items", responses=refusals(400, 401, 429, 504), response_model_exclude_unset=True)
     def items(asked: Annotated[ItemsQuery, Query()]) -> FoundAnswer:
         """Find items by the words of their titles; without words, the most popular ones."""
-        catalogue, finder = served().engine.recommender.catalogue, _finder(served().engine.recommender)
-        rows = finder.find(asked.query, asked.limit)
-        found = [FoundItem(item_id=catalogue.item_ids[row], title=catalogue.titles[row]) for row in rows]
+        engine = served().engine
+        finder, catalogue = _finder(engine.new_items.trained), engine.recommender.catalogue
+        rows = finder.find(asked.query, asked.limit, catalogue.new)
+        found = [_found(row, catalogue) for row in rows]
         return FoundAnswer(items=found, attributes=finder.values) if asked.with_attributes else FoundAnswer(items=found)
 
     @app.post("/explain", responses=refusals(400, 401, 413, 415, 429, 503, 504))
@@ -88,21 +89,25 @@ class TitleFinder:
         names = catalogue.attributes.names
         self.values = {name: _common_values(catalogue.attributes.attribute(name)) for name in names}
 
-    def find(self, query: str, limit: int) -> list[int]:
+    def find(self, query: str, limit: int, new: Sequence[NewItem] = ()) -> list[int]:
         """Return catalogue rows of up to `limit` titles that hold every word of `query`, in any case and accent.
 
         Those that begin with the query come first, then the popular ones; equally popular ones by catalogue row.
+        `new`: items after the trained ones, which nobody had yet.
         """
-        phrase, titles = _fold(query), self._titles
+        phrase, rows, titles = _fold(query), self._rows, self._titles
+        if new:
+            rows = rows + list(range(len(rows), len(rows) + len(new)))
+            titles = titles + [_fold(item.title) for item in new]
         places: Sequence[int] = range(len(titles))
         for word in sorted(phrase.split(), key=len, reverse=True):  # a long word rules out most titles at once
             places = [place for place in places if word in titles[place]]
         begin = (place for place in places if titles[place].startswith(phrase))
         others = (place for place in places if not titles[place].startswith(phrase))
-        return [self._rows[place] for place in islice(chain(begin, others), limit)]
+        return [rows[place] for place in islice(chain(begin, others), limit)]
 
 
-@lru_cache(maxsize=1)  # one recommender a process; 0.1 s for 100,000 titles
+@lru_cache(maxsize=1)  # one trained recommender a process; 0.1 s for 100,000 titles
 def _finder(recommender: Recommender) -> TitleFinder:
     return TitleFinder(recommender.catalogue)
 
@@ -124,9 +129,9 @@ def _common_values(attribute: Attribute) -> list[str]:
 
 
 def _explain(here: Served, request: ExplainRequest) -> ExplainAnswer:
-    recommender, catalogue = here.engine.recommender, here.engine.recommender.catalogue
     history = None if request.history is None else [(event.item_id, event.timestamp) for event in request.history]
     found = here.engine.read(history, request.user_id, request.request_time)
+    recommender, catalogue = found.recommender, found.recommender.catalogue
     items = [catalogue.find(item) for item in request.item_ids]
     with here.engine.turn:
         explanations = explain(recommender, found.rows, found.timestamps, found.request_time, items)
@@ -137,6 +142,11 @@ def _explain(here: Served, request: ExplainRequest) -> ExplainAnswer:
         history_from=found.history_from,
         model=here.facts,
     )
+
+
+def _found(row: int, catalogue: Catalogue) -> FoundItem:
+    is_new = row >= catalogue.num_trained
+    return FoundItem(item_id=catalogue.item_ids[row], title=catalogue.titles[row], new=is_new)
 
 
 def _render(item: int | str, explanation: Explanation, catalogue: Catalogue) -> ExplainedItem:

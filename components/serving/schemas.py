@@ -19,6 +19,8 @@ MAX_VALUES = 1_000  # of one attribute, in one request
 MAX_APPENDED = 1_000
 MAX_KEYS = 50  # of an object; four times as many as the largest schema has
 MAX_ID_LENGTH = 256
+MAX_INSERTED = 1_000  # in one request
+MAX_TITLE_LENGTH = 1_000
 MAX_SECONDS = 253_402_300_799  # the end of year 9999: a timestamp in milliseconds is beyond it, so it is refused
 
 
@@ -179,12 +181,32 @@ class EventsRequest(Schema):
     events: list[UserEvent] = Field(min_length=1, max_length=MAX_APPENDED, description="in any order")
 
 
+class DescribedItem(Schema):
+    """An item that training did not know, and what there is to say of it."""
+
+    item_id: ItemId
+    title: str = Field(min_length=1, max_length=MAX_TITLE_LENGTH, description="with its year where other titles have")
+    attributes: dict[Text, Values] = Field(
+        default={}, max_length=20, description='values that other items have: {"genres": ["Comedy"]}'
+    )
+
+
+class ItemsRequest(Schema):
+    """Items to be recommended from now on, all together or none."""
+
+    items: list[DescribedItem] = Field(min_length=1, max_length=MAX_INSERTED, description="no id twice")
+
+
+New = Annotated[bool, Field(exclude_if=lambda value: not value, description="inserted after training; else left out")]
+
+
 class RecommendedItem(Answered):
     """One answer; `score` is null for a popular item."""
 
     item_id: int | str
     score: float | None
     title: str
+    new: New = False
 
 
 class ModelFacts(Answered):
@@ -245,6 +267,21 @@ class EventsAnswer(Answered):
     duplicates: int
 
 
+class InsertedAnswer(Answered):
+    """What became of the items: all but `known` are kept for good."""
+
+    new: int
+    replaced: int = Field(description="inserted before, with other content")
+    unchanged: int = Field(description="inserted before, as they are")
+    known: list[int | str] = Field(description="ids that training knew; these items stay as they are")
+
+
+class WithdrawnAnswer(Answered):
+    """How many items were withdrawn."""
+
+    withdrawn: int
+
+
 class ForgottenAnswer(Answered):
     """How many events of the user there were; there are none now."""
 
@@ -274,13 +311,25 @@ class ItemTable(Answered):
     cost: ItemTableCost | None = None
 
 
+class ItemMapFacts(Answered):
+    """How good the vectors of inserted items are, by cross-validation over the trained ones."""
+
+    features: int
+    strength: float = Field(description="of the ridge")
+    spread: float = Field(description="factor away from the mean, so that new items are not shown too often")
+    cosine: float = Field(description="of mapped and true vectors of held-out items, mean")
+    cosine_of_mean: float = Field(description="the same of the mean vector: what knowing nothing gives")
+
+
 class Info(Answered):
     """What is served, and what evaluation said of it."""
 
     model: ModelFacts
     metrics: dict[str, dict[str, float]] = Field(description="metric -> value, low, high: the test part's")
     item_table: ItemTable
-    num_items: int
+    num_items: int = Field(description="with the inserted ones")
+    num_new_items: int = Field(description="inserted after training")
+    item_map: ItemMapFacts | None = Field(description="null: no items can be inserted into this model")
     max_len: int = Field(description="events of a history that the model reads")
     attributes: list[str] = Field(description="names that filters and caps may use")
     train_until: int | None = Field(description="seconds; the model has seen nothing later")
@@ -306,6 +355,7 @@ class FoundItem(Answered):
 
     item_id: int | str
     title: str
+    new: New = False
 
 
 class FoundAnswer(Answered):

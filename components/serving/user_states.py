@@ -7,6 +7,9 @@ An arriving event makes the one before it final and costs one row (components/mo
 from the window's oldest event, so sliding it by one would change every row. A window therefore begins at a multiple of
 N/4: it grows from 3N/4 to N events, then loses its oldest quarter and is encoded again, once in N/4 events. Where it
 begins depends on the number of events only, so an answer does not depend on what happens to be in the cache.
+A row that is not a trained item's may come to mean another item, when items are inserted and withdrawn in a running
+service. So what was kept is compared by `contents_n`, in which such a row's place is taken by what stands for its item
+and the vector that this has: no call that clears the cache can be forgotten, or come too early.
 Shapes: n events of a window, N max_len, D width.
 """
 
@@ -39,7 +42,7 @@ def window_start(total: int, max_len: int) -> int:
 class EncodedWindow:
     """A window's events, of known items only, and all of its rows that are final: every one but the last."""
 
-    rows_n: np.ndarray  # int64 catalogue rows
+    contents_n: np.ndarray  # int64: catalogue rows of trained items, what stands for others
     timestamps_n: np.ndarray  # int64 seconds
     past: Past | None  # None for a single event
 
@@ -49,15 +52,15 @@ class EncodedWindow:
 
         A user of two events takes 4.3 kB in all, of which the numbers are 0.2.
         """
-        payload = self.rows_n.nbytes + self.timestamps_n.nbytes + _BYTES_A_USER
+        payload = self.contents_n.nbytes + self.timestamps_n.nbytes + _BYTES_A_USER
         if self.past is None:
             return payload
         return payload + self.past.num_bytes + _BYTES_A_TENSOR * (1 + 2 * len(self.past.keys))
 
-    def begins(self, rows_n: np.ndarray, timestamps_n: np.ndarray) -> bool:
+    def begins(self, contents_n: np.ndarray, timestamps_n: np.ndarray) -> bool:
         """Whether a window starts with exactly these events."""
-        n = len(self.rows_n)
-        return np.array_equal(self.rows_n, rows_n[:n]) and np.array_equal(self.timestamps_n, timestamps_n[:n])
+        n = len(self.contents_n)
+        return np.array_equal(self.contents_n, contents_n[:n]) and np.array_equal(self.timestamps_n, timestamps_n[:n])
 
 
 @dataclass
@@ -86,17 +89,27 @@ class UserStates:
         return len(self._windows)
 
     def encode(
-        self, user_id: str, rows_n: np.ndarray, timestamps_n: np.ndarray, request_time: int, *, generation: int
+        self,
+        user_id: str,
+        rows_n: np.ndarray,
+        timestamps_n: np.ndarray,
+        request_time: int,
+        *,
+        generation: int,
+        model: HSTU | None = None,
+        contents_n: np.ndarray | None = None,
     ) -> Tensor:
         """Return (1, D): a window of known items, 1 to N in time order, as its user is seen at `request_time`.
 
         `generation` is that from before the window was read: what was read before a user was forgotten is not kept.
+        `model` is ours with more items, `contents_n` what stands for the rows; without more items neither is needed.
         """
+        model, contents_n = model or self._model, rows_n if contents_n is None else contents_n
         with self._lock:
             known = self._windows.get(user_id)
         with torch.inference_mode():
-            window = self._bring_up_to_date(known, rows_n, timestamps_n)
-            y_1D = _encode_last(self._model, window, request_time)
+            window = self._bring_up_to_date(known, model, rows_n, timestamps_n, contents_n)
+            y_1D = _encode_last(model, window, rows_n, request_time)
         self._keep(user_id, window, generation)
         return y_1D
 
@@ -114,16 +127,21 @@ class UserStates:
         return window is not None
 
     def _bring_up_to_date(
-        self, known: EncodedWindow | None, rows_n: np.ndarray, timestamps_n: np.ndarray
+        self,
+        known: EncodedWindow | None,
+        model: HSTU,
+        rows_n: np.ndarray,
+        timestamps_n: np.ndarray,
+        contents_n: np.ndarray,
     ) -> EncodedWindow:
-        if known is None or not known.begins(rows_n, timestamps_n):
+        if known is None or not known.begins(contents_n, timestamps_n):
             self.counts.encoded += 1
-            return _extend_window(self._model, None, rows_n, timestamps_n)
-        if len(known.rows_n) == len(rows_n):
+            return EncodedWindow(contents_n, timestamps_n, _extend_past(model, None, rows_n, timestamps_n))
+        if len(known.contents_n) == len(rows_n):
             self.counts.hits += 1
             return known
         self.counts.extended += 1
-        return _extend_window(self._model, known, rows_n, timestamps_n)
+        return EncodedWindow(contents_n, timestamps_n, _extend_past(model, known.past, rows_n, timestamps_n))
 
     def _keep(self, user_id: str, window: EncodedWindow, generation: int) -> None:
         with self._lock:
@@ -138,21 +156,18 @@ class UserStates:
                 self.counts.evicted += 1
 
 
-def _extend_window(
-    model: HSTU, known: EncodedWindow | None, rows_n: np.ndarray, timestamps_n: np.ndarray
-) -> EncodedWindow:
-    """Return the window of these events; `known`, where there is one, holds the first of them."""
-    past = known.past if known else None
+def _extend_past(model: HSTU, past: Past | None, rows_n: np.ndarray, timestamps_n: np.ndarray) -> Past | None:
+    """Return all rows of these events that are final; `past`, where there is one, holds the first of them."""
     start = len(past) if past else 0
     if len(rows_n) - 1 > start:
         final = slice(start, len(rows_n) - 1)
         new = rows_n[final], timestamps_n[final], timestamps_n[start + 1 :]
         _, past = extend(model, past, *map(_to_long, new))
-    return EncodedWindow(rows_n, timestamps_n, past)
+    return past
 
 
-def _encode_last(model: HSTU, window: EncodedWindow, request_time: int) -> Tensor:
-    last = window.rows_n[-1:], window.timestamps_n[-1:], np.array([request_time])
+def _encode_last(model: HSTU, window: EncodedWindow, rows_n: np.ndarray, request_time: int) -> Tensor:
+    last = rows_n[-1:], window.timestamps_n[-1:], np.array([request_time])
     y_1D, _ = extend(model, window.past, *map(_to_long, last))
     return y_1D
 

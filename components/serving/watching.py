@@ -6,6 +6,7 @@
     hstuflow_user_states_total{result}                 hits, extended, encoded, evicted of the cache
     hstuflow_user_states_bytes, hstuflow_user_states   its memory and users
     hstuflow_items_removed_total{rule}                 what filters and caps kept out
+    hstuflow_insertions_total, hstuflow_new_items      items inserted or replaced; how many there are
     hstuflow_best_score                                of each answer, in [-1, 1]: a drift shows here first
 
 A client that left counts as 499. BentoML's own metrics are off: their labels are paths as they come, so every user id,
@@ -33,7 +34,7 @@ from starlette.datastructures import Headers, MutableHeaders
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from components.recommender import Answer
+    from components.recommender import Answer, Recommender
     from components.serving.engine import Glance
     from components.serving.user_states import UserStates
 
@@ -54,6 +55,8 @@ STATES = Counter("hstuflow_user_states", "What the cache of encoded users did.",
 STATES_BYTES = Gauge("hstuflow_user_states_bytes", "Memory of encoded users.", multiprocess_mode="livesum")
 STATES_USERS = Gauge("hstuflow_user_states_users", "Users that are encoded.", multiprocess_mode="livesum")
 REMOVED = Counter("hstuflow_items_removed", "Items of the catalogue that a rule kept out.", ["rule"])
+INSERTIONS = Counter("hstuflow_insertions", "Items that were inserted or replaced through this service.")
+NEW_ITEMS = Gauge("hstuflow_new_items", "Inserted items that are recommended.", multiprocess_mode="livemax")
 BEST_SCORE = Histogram("hstuflow_best_score", "Score of the best item of an answer.", buckets=_SCORES)
 
 
@@ -112,6 +115,14 @@ class Watch:
             REMOVED.labels(rule).inc(removed)
         if answer.items and answer.items[0].score is not None:
             BEST_SCORE.observe(answer.items[0].score)
+
+    def inserted(self, count: int) -> None:
+        """Count items that were inserted or replaced."""
+        INSERTIONS.inc(count)
+
+    def holds(self, recommender: Recommender) -> None:
+        """Say how many inserted items there are, whoever inserted them."""
+        NEW_ITEMS.set(len(recommender.catalogue.new))
 
     def cached(self, states: UserStates) -> None:
         """Bring the cache's figures up to date."""

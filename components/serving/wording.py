@@ -7,14 +7,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from components.serving.schemas import Error, Filter, HistoryEvent, UserEvent
+from components.serving.schemas import DescribedItem, Error, Filter, HistoryEvent, UserEvent
 
 _TIMES = ("timestamp", "request_time", "first_seen_from")
-_NESTED: dict[str, type[BaseModel]] = {"history": HistoryEvent, "events": UserEvent, "attributes": Filter}
+_NESTED: dict[str, type[BaseModel]] = {
+    "history": HistoryEvent,
+    "events": UserEvent,
+    "items": DescribedItem,
+    "attributes": Filter,
+}
 STATUSES = {
     400: "The request is wrong; nothing was done.",
     401: "HSTUFLOW_TOKEN is set, and the token is missing or wrong.",
     404: "There is no such item.",
+    409: "This model takes no new items, or no more of them; nothing was done.",
     413: "The body is too long.",
     415: "Content-Type is not application/json.",
     429: "Too many requests at once: try again.",

@@ -1,0 +1,35 @@
+"""A checkpoint whose items' vectors follow from their genres, so that a map from metadata has something to learn."""
+
+import torch
+from made_checkpoints import write_checkpoint
+from safetensors.torch import load_file, save_file
+
+from components.recommender import Recommender
+from components.serving.item_map import fit_item_map
+
+KEYS = [f"item-{number}" for number in range(60)]
+GENRES = ["Action|Comedy", "Comedy", "Drama", "Action", "Drama|Horror", "Horror"] * 10
+TITLES = [f"Film {number} ({1990 + number % 3})" for number in range(60)]
+
+
+def write_structured(folder, keys=KEYS, **options):
+    """Vectors are sums of one direction a genre, and a little noise."""
+    checkpoint = write_checkpoint(folder, keys, genres=GENRES, titles=TITLES, **options)
+    weights = load_file(checkpoint / "weights.safetensors")
+    generator = torch.Generator().manual_seed(3)
+    rows = 0.05 * torch.randn(len(keys), 8, generator=generator) + 0.1
+    for row, genres in enumerate(GENRES):
+        for genre in genres.split("|"):
+            rows[row, ["Action", "Comedy", "Drama", "Horror"].index(genre)] += 0.4
+    weights["embedding.item.weight"] = rows
+    save_file(weights, checkpoint / "weights.safetensors")
+    return checkpoint
+
+
+def fit(recommender):
+    return fit_item_map(recommender.catalogue, recommender.model.embedding.item.weight.detach().numpy())
+
+
+def load_with_map(folder, **options):
+    recommender = Recommender.load(write_structured(folder, **options))
+    return recommender, fit(recommender)
