@@ -1,12 +1,13 @@
 """Items inserted into a running service: recommended like any other, kept for good, and seen by other services."""
 
+import json
 import threading
 from contextlib import closing
 
 import numpy as np
 import pytest
 from made_histories import needs_redis, running_server, start_program
-from made_items import KEYS, fit, load_with_map, write_structured
+from made_items import GENRES, KEYS, fit, load_with_map, write_structured
 from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 
@@ -17,6 +18,7 @@ from components.serving.app import Served, build_app
 from components.serving.engine import Engine
 from components.serving.guard import RequestGuard
 from components.serving.history_store import StoreError, open_store
+from components.serving.item_map import Metadata
 from components.serving.schemas import ModelFacts
 from components.serving.stored_items import StoredItem, TooManyItemsError
 
@@ -137,10 +139,7 @@ def test_an_inserted_item_is_filtered_capped_excluded_and_allowed(client):
 def test_an_inserted_item_is_similar_to_its_like_and_found_by_title(client):
     insert(client, COMEDY)
     nearest = ids(ask(client, "/similar", item_id="new-1", k=10))
-    assert all(
-        "Comedy" in ("Action|Comedy", "Comedy", "Drama", "Action", "Drama|Horror", "Horror")[int(i[5:]) % 6]
-        for i in nearest
-    )
+    assert all("Comedy" in GENRES[KEYS.index(key)] for key in nearest)
     assert "new-1" in ids(ask(client, "/similar", item_id="item-1", k=60))
     found = client.get("/items", params={"query": "laugh"}).json()
     assert found == {"items": [{"item_id": "new-1", "title": "Laughter (1991)", "new": True}]}
@@ -170,7 +169,7 @@ def test_sent_again_an_item_changes_nothing_and_with_other_content_it_is_replace
     before = engine.recommender
     assert insert(client, COMEDY)["unchanged"] == 1
     assert engine.recommender is before
-    assert insert(client, COMEDY | {"attributes": {"genres": ["Drama"]}}) | {} == {
+    assert insert(client, COMEDY | {"attributes": {"genres": ["Drama"]}}) == {
         "new": 0,
         "replaced": 1,
         "unchanged": 0,
@@ -203,7 +202,7 @@ def test_what_training_knows_is_reported_and_stays_as_it_is(client):
     ],
 )
 def test_one_wrong_item_refuses_them_all_in_one_sentence(client, change, sentence):
-    body = '{"items": [%s, %s]}' % tuple(__import__("json").dumps(item) for item in (COMEDY, HORROR | change))
+    body = json.dumps({"items": [COMEDY, HORROR | change]})  # httpx itself would not send half a surrogate pair
     response = client.post("/items", content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400
     assert sentence in response.json()["error"]
@@ -412,7 +411,7 @@ def test_a_closed_store_says_so(store):
 
 def test_a_recommender_with_items_leaves_the_one_it_came_from_alone(loaded):
     trained, item_map = loaded
-    rows = item_map.vectors([("New (1990)", {"genres": ["Drama"]})]) if False else trained.vectors_XD[:1] * 0.5
+    rows = item_map.vectors([Metadata("New (1990)", {"genres": ["Drama"]})])
     before = trained.recommend([("item-1", 5)], 60, 10)
     longer = trained.with_items([NewItem("x", "New", {"genres": ["Drama"]})], rows)
     assert trained.recommend([("item-1", 5)], 60, 10) == before

@@ -3,12 +3,11 @@
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from made_checkpoints import write_checkpoint
+from made_items import KEYS, load_with_map
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
 
-from components.recommender import Recommender
 from components.serving.app import Served, build_app
 from components.serving.engine import Engine
 from components.serving.guard import RequestGuard
@@ -20,9 +19,8 @@ FACTS = dict.fromkeys(("bento", "tag", "name", "protocol", "verdict", "data_hash
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     folder = tmp_path_factory.mktemp("openapi")
-    keys = [f"item-{n}" for n in range(12)] + ["0", "1"]
-    recommender = Recommender.load(write_checkpoint(folder / "checkpoint", keys, genres=["Action|Comedy", None] * 7))
-    engine = Engine(recommender, store_url=f"sqlite:///{folder / 'histories.db'}")
+    recommender, item_map = load_with_map(folder / "checkpoint", keys=[*KEYS[:58], "0", "1"])
+    engine = Engine(recommender, store_url=f"sqlite:///{folder / 'histories.db'}", item_map=item_map)
     served = Served(engine, ModelFacts(**FACTS), {"ndcg@10": {"value": 0.1, "low": 0.0, "high": 0.2}})
     yield RequestGuard(build_app(lambda: served))
     engine.close()
@@ -42,12 +40,21 @@ ROUTES = [
     ("/users/{user_id}", "delete"),
     ("/info", "get"),
     ("/items", "get"),
+    ("/items", "post"),
+    ("/items/{item_id}", "delete"),
     ("/explain", "post"),
 ]
 
 
-# What no document can say: which attributes the catalogue has, and that one number may not be below another.
-BEYOND = ("no attribute of this name", "no item has this value", "lies before the last event")
+# What no document can say: which attributes the catalogue has, what its map has learned, that one number may not be
+# below another, that ids may not repeat.
+BEYOND = (
+    "no attribute of this name",
+    "no item has this value",
+    "lies before the last event",
+    "tells the item from others",
+    "an item comes twice",
+)
 MODES = [
     (*route, mode) for route in ROUTES for mode in GenerationMode if (route[0], mode.value) != ("/info", "negative")
 ]

@@ -5,16 +5,20 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 
 import pytest
 from made_checkpoints import write_checkpoint, write_judged
+from made_items import KEYS, fit, write_structured
 from ruamel.yaml import YAML
 
 from components import packaging
 from components.errors import StateError
+from components.recommender import Recommender
+from components.serving.item_map import load_item_map
 from components.settings import PackageSettings
 
 SETTINGS = PackageSettings(model="hstu", name="hstuflow")
@@ -115,6 +119,25 @@ def test_the_export_is_what_bentoml_import_reads(root, packaged):
     subprocess.run([sys.executable, "-m", "bentoml", "import", str(export)], env=environment, check=True, cwd=root)
     assert (root / "elsewhere" / "bentos" / packaged["tag"].replace(":", "/") / "bento.yaml").exists()
     assert (root / "elsewhere" / "models" / packaged["model_tag"].replace(":", "/") / "weights.safetensors").exists()
+
+
+def test_the_map_for_new_items_goes_into_the_bento_and_says_what_it_is_worth(tmp_path):
+    write_judged(tmp_path, KEYS)
+    folder = tmp_path / "artifacts" / "checkpoints" / "time_split" / "hstu"
+    shutil.rmtree(folder)
+    checkpoint = write_structured(folder)
+    packaged = package(tmp_path)
+    assert packaged["item_map"]["cosine"] > packaged["item_map"]["cosine_of_mean"]
+    with tarfile.open(tmp_path / "artifacts" / "hstuflow.bento") as archive:
+        archive.extractall(tmp_path / "unpacked")  # noqa: S202 - our own; Python 3.11.2 knows no filter
+    model = tmp_path / "unpacked" / "models" / packaged["model_tag"].replace(":", "/")
+    item_map, expected = load_item_map(model, dim=8), fit(Recommender.load(checkpoint))
+    assert (item_map.weights_FD == expected.weights_FD).all()
+    assert YAML(typ="safe").load(model / "model.yaml")["metadata"]["item_map"] == packaged["item_map"]
+
+
+def test_a_model_whose_metadata_says_nothing_is_packaged_without_a_map(packaged):
+    assert packaged["item_map"] is None
 
 
 def test_a_refused_model_is_packaged_as_a_candidate_with_a_warning(tmp_path, caplog):

@@ -131,7 +131,7 @@ function searchInWords(count) {
 
 function foundRow(item) {
   const row = fromTemplate("found-row");
-  row.querySelector(".title").textContent = item.title;
+  row.querySelector(".title").textContent = item.new ? `${item.title} \u00b7 new` : item.title;
   const button = row.querySelector("button");
   button.setAttribute("aria-label", `Add ${item.title}`);
   button.addEventListener("click", () => addEvent(item));
@@ -261,7 +261,7 @@ function answerInWords(isPopular) {
 
 function itemRow(item, best) {
   const row = fromTemplate("item-row");
-  row.querySelector(".title").textContent = item.title;
+  row.querySelector(".title").textContent = item.new ? `${item.title} \u00b7 new` : item.title;
   const add = row.querySelector(".add");
   add.setAttribute("aria-label", `Add ${item.title}`);
   add.addEventListener("click", () => { byId("answer-title").focus({ preventScroll: true }); addEvent(item); });
