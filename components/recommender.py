@@ -368,7 +368,8 @@ class Recommender:
             return (None,) * len(candidates)
         rows = np.array([self.catalogue.find(item) for item in candidates], dtype=np.int64)
         scores_C = self.score(y_1D)[rows] if self.search is None else self._cosines(y_1D, rows)
-        return tuple(float(score) if row >= 0 else None for row, score in zip(rows, scores_C, strict=True))
+        pairs = zip(rows.tolist(), scores_C.tolist(), strict=True)
+        return tuple(score if row >= 0 else None for row, score in pairs)
 
     def similar(self, item: ItemId, k: int, **wishes: Unpack[Wishes]) -> Answer:
         """Return the `k` items nearest to one by the cosine of their vectors, itself left out.
@@ -473,7 +474,7 @@ def _with_rows(model: SequenceModel, rows_MD: Tensor) -> SequenceModel:
     """Return a model with more rows in its table that shares all the rest with `model`."""
     table_XD = torch.cat([model.embedding.item.weight.detach(), rows_MD])
     longer, embedding = copy.copy(model), copy.copy(model.embedding)
-    item = nn.Embedding(*table_XD.shape, _weight=table_XD, _freeze=True)
+    item = nn.Embedding(len(table_XD), table_XD.shape[1], _weight=table_XD, _freeze=True)
     embedding._modules = {**embedding._modules, "item": item}  # copy.copy shares the dict
     longer._modules = {**longer._modules, "embedding": embedding}
     return longer
