@@ -264,7 +264,7 @@ def test_a_body_over_four_megabytes_gets_413(client):
     declared = client.post("/recommend", json={"history": [], "exclude": ["x" * 4_200_000]})
     chunked = client.post(
         "/recommend",
-        content=(b" " * 100_000 for _ in range(50)),
+        content=(b" " * 100_000 for _ in range(100)),
         headers={"Content-Type": "application/json"},
     )
     for response in (declared, chunked):
@@ -342,6 +342,30 @@ def test_a_killed_worker_comes_back_and_has_lost_nothing_that_it_acknowledged(se
     wait_until_ready(client, server, root / "server.log")
     assert len(acknowledged) >= 20
     assert client.delete("/users/kim").json()["deleted"] >= len(acknowledged)
+
+
+def test_a_request_that_is_cut_off_changes_nothing(served):
+    client, _ = served
+    event = {"event_id": "half", "item_id": "item-1", "timestamp": 1}
+    body = json.dumps({"user_id": "cut", "events": [event]}).encode()
+    head = f"POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    for sent in (head.encode() + body[:-1], head.encode(), head.encode()[:40]):
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+            connection.sendall(sent)
+    assert ask(client, user_id="cut")["source"] == "popular"
+    assert client.delete("/users/cut").json() == {"deleted": 0}
+
+
+def test_a_service_whose_model_is_missing_does_not_start_and_says_so(root, tmp_path):
+    shutil.copytree(root / "bentoml", tmp_path / "bentoml", symlinks=True)
+    for model in (tmp_path / "bentoml").glob("models/hstuflow/*/"):
+        shutil.rmtree(model)
+    environment = os.environ | {"BENTOML_HOME": str(tmp_path / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
+    command = [sys.executable, "-m", "bentoml", "serve", "hstuflow:latest", "--port", str(free_port())]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "hstuflow" in done.stderr
+    assert "not found" in done.stderr
 
 
 def test_a_service_whose_model_is_damaged_does_not_start_and_says_why(root, tmp_path):

@@ -43,7 +43,7 @@ def explain(error: Mapping[str, Any], schema: type[BaseModel] | None) -> str:
 
 
 def _in_one_line(name: str) -> str:
-    """Return a key of the client's own as it is, or escaped where it holds line breaks, halves of pairs and the like."""
+    """Return a key of the client's own as it is, or escaped where it holds line breaks and the like."""
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
