@@ -284,7 +284,7 @@ def _metadata(candidate: Candidate) -> dict[str, Any]:
         "git_commit": candidate.commit.name,
         "metrics": candidate.metrics,
         "item_table": candidate.item_table,
-        "item_map": _worth(candidate),
+        "item_map": _worth(candidate) or {},  # BentoML keeps no None
     }
 
 
