@@ -6,8 +6,8 @@
 Scoring a million items of width 50 reads 200 MB and takes 20 ms. faiss' product quantizer with 4 bits a dimension,
 looked up in registers (fast scan), reads 25 MB and takes 2 ms. What it puts first is scored again with the float
 vectors, so it only decides which items are looked at. How many, the depth, is measured when the index is built: as many
-as hold the ten best of made histories. That takes 7 to 12 s for a million items, so it is done at the start, and nothing on
-disk has to be kept in step with the weights (docs/decisions/0015-approximate-search.md).
+as hold the ten best of made histories. That takes 7 to 12 s for a million items, so it is done at the start, and
+nothing on disk has to be kept in step with the weights (docs/decisions/0015-approximate-search.md).
 
 The index covers the first N rows; items inserted after them are always candidates. faiss is imported only here, and
 only for a catalogue that needs it.
