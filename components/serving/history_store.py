@@ -68,22 +68,6 @@ class History:
         """How many events came in so far, those that were dropped since included."""
         return int(self.version.partition(".")[2] or 0)
 
-    def added_since(self, version: str) -> int | None:
-        """Return how many of the last events are new since `version`, where nothing else changed since then.
-
-        With n of them, an `earlier` read of the same limit became (earlier.events + events[-n:])[-len(events):].
-        None: an event came in before older ones, or was forgotten, or more came than `events` holds; start anew.
-        """
-        if version == self.version:
-            return 0
-        if version == NO_VERSION:
-            return len(self.events)
-        (lineage, _, arrived), (known_lineage, _, known_arrived) = self.version.partition("."), version.partition(".")
-        if lineage != known_lineage:
-            return None
-        added = int(arrived) - int(known_arrived)
-        return added if 0 < added <= len(self.events) else None
-
 
 class HistoryStore(Protocol):
     """Histories by user id; safe to call from many threads. Every method raises StoreError and InputError.
