@@ -356,18 +356,6 @@ def test_a_request_that_is_cut_off_changes_nothing(served):
     assert client.delete("/users/cut").json() == {"deleted": 0}
 
 
-def test_a_service_whose_model_is_missing_does_not_start_and_says_so(root, tmp_path):
-    shutil.copytree(root / "bentoml", tmp_path / "bentoml", symlinks=True)
-    for model in (tmp_path / "bentoml").glob("models/hstuflow/*/"):
-        shutil.rmtree(model)
-    environment = os.environ | {"BENTOML_HOME": str(tmp_path / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
-    command = [sys.executable, "-m", "bentoml", "serve", "hstuflow:latest", "--port", str(free_port())]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "hstuflow" in done.stderr
-    assert "not found" in done.stderr
-
-
 def test_a_service_whose_model_is_damaged_does_not_start_and_says_why(root, tmp_path):
     shutil.copytree(root / "bentoml", tmp_path / "bentoml", symlinks=True)
     for weights in (tmp_path / "bentoml").glob("models/hstuflow/*/weights.safetensors"):
