@@ -13,12 +13,16 @@ TITLES = [f"Film {number} ({1990 + number % 3})" for number in range(60)]
 
 
 def write_structured(folder, keys=KEYS, **options):
-    """Vectors are sums of one direction a genre, and a little noise."""
-    checkpoint = write_checkpoint(folder, keys, genres=GENRES, titles=TITLES, **options)
+    """Fabricate a checkpoint like that."""
+    return structure(write_checkpoint(folder, keys, genres=GENRES, titles=TITLES, **options), len(keys))
+
+
+def structure(checkpoint, num_items):
+    """Make vectors sums of one direction a genre, and a little noise."""
     weights = load_file(checkpoint / "weights.safetensors")
     generator = torch.Generator().manual_seed(3)
-    rows = 0.05 * torch.randn(len(keys), 8, generator=generator) + 0.1
-    for row, genres in enumerate(GENRES):
+    rows = 0.05 * torch.randn(num_items, 8, generator=generator) + 0.1
+    for row, genres in enumerate(GENRES[:num_items]):
         for genre in genres.split("|"):
             rows[row, ["Action", "Comedy", "Drama", "Horror"].index(genre)] += 0.4
     weights["embedding.item.weight"] = rows

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from made_checkpoints import write_judged
+from made_items import GENRES, structure
 
 from components import packaging, registry
 from components.recommender import Recommender
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.slow
 def root(tmp_path_factory):
     """A workspace whose model was packaged and promoted into the store root/bentoml."""
     root = tmp_path_factory.mktemp("service")
-    write_judged(root, KEYS, verdict="inconclusive")
+    structure(write_judged(root, KEYS, verdict="inconclusive", genres=GENRES[: len(KEYS)]), len(KEYS))
     folders = {"artifacts": root / "artifacts", "reports": root / "reports"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENTOML_HOME", str(root / "bentoml"))
@@ -325,6 +326,9 @@ def test_the_service_says_what_it_is(client):
 def test_a_killed_worker_comes_back_and_has_lost_nothing_that_it_acknowledged(served, root):
     client, server = served
     acknowledged = []
+    item = {"item_id": "fresh", "title": "The newest item", "attributes": {"genres": ["Comedy"]}}
+    inserted = client.post("/items", json={"items": [item]})
+    assert (inserted.status_code, inserted.json()["new"]) == (200, 1), inserted.text
 
     def append(number):
         event = {"event_id": f"{number}", "item_id": f"item-{number % 40}", "timestamp": number}
@@ -342,6 +346,8 @@ def test_a_killed_worker_comes_back_and_has_lost_nothing_that_it_acknowledged(se
     wait_until_ready(client, server, root / "server.log")
     assert len(acknowledged) >= 20
     assert client.delete("/users/kim").json()["deleted"] >= len(acknowledged)
+    assert [item["item_id"] for item in ask(client, history=HISTORY, k=100)["items"] if item.get("new")] == ["fresh"]
+    assert client.delete("/items/fresh").json() == {"withdrawn": 1}
 
 
 def test_a_request_that_is_cut_off_changes_nothing(served):
