@@ -27,10 +27,11 @@ from torch import Tensor
 
 from benchmarks import recording
 from benchmarks.recording import Row
+from components.catalogue import Catalogue, NewItem
 from components.console import setup_logging
 from components.dataset import Sequences, load_sequences, make_batch
 from components.model import build_model
-from components.recommender import Catalogue, NewItem, Recommender
+from components.recommender import Recommender
 from components.serving.attributes import ItemAttributes
 from components.serving.item_map import FOLDS, ItemMap, describe_items, fit_item_map
 

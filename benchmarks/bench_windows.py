@@ -28,6 +28,7 @@ from torch import Tensor
 
 from benchmarks import recording
 from benchmarks.recording import Row
+from components.checkpoint import load_model
 from components.console import setup_logging
 from components.dataset import load_sequences
 from components.metrics import average_by_user, expected_hit_rate, expected_ndcg
@@ -36,7 +37,6 @@ from components.model.incremental import extend
 from components.ranking.blocks import ModelScorer, rank_catalogue
 from components.ranking.paired import compare_users
 from components.ranking.targets import Targets, find_targets
-from components.recommender import load_model
 from components.serving.user_states import window_start
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from components.catalogue import load_catalogue
 from components.comparison.answer import Comparison, Side, choose_metrics, compare_conditions
 from components.comparison.contenders import find_side
 from components.comparison.entrants import Entrant, load_entrant
@@ -28,7 +29,6 @@ from components.console import log
 from components.dataset import load_sequences
 from components.files import write_json
 from components.ranking.judging import Cell
-from components.recommender import load_catalogue
 from components.settings import EvaluateSettings
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from components.checkpoint import load_model
 from components.console import log
 from components.dataset import load_sequences
 from components.errors import StateError
 from components.model.quantized import ITEM_TABLE, OUTLIER_SHARE, dequantize, pack, quantize
 from components.ranking.quantizing import Cost, measure_cost
-from components.recommender import load_model
 
 BITS = {"int8": 8, "int4": 4}
 _WEIGHTS, _SELECTED = "weights.safetensors", "selected.safetensors"

@@ -3,35 +3,31 @@
     recommender = Recommender.load(Path("artifacts/checkpoints/time_split/hstu"))
     answer = recommender.recommend([(50, 881250949), (172, 881250950)], k=10, request_time=881260000)
 
-Framework-free: torch and numpy; safetensors and pyarrow only to read the folder.
+Framework-free: torch and numpy.
 Shapes: X items of the catalogue, D width, L events.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from components.catalogue import Catalogue, ItemId, NewItem, load_catalogue
+from components.checkpoint import load_model
 from components.dataset import make_batch
 from components.errors import InputError, StateError
-from components.files import read_json, reading
-from components.model import SequenceModel, build_model
+from components.model import SequenceModel
 from components.model.embedding import l2_normalize
 from components.model.heads import DotHead
-from components.model.quantized import unpack
-from components.serving.attributes import ItemAttributes
 from components.serving.rules import (
     Eligible,
     Rules,
@@ -45,27 +41,11 @@ from components.serving.rules import (
 )
 from components.serving.search import EXACT_UP_TO, Search, build, make_histories
 
-if TYPE_CHECKING:
-    from components.settings import TrainSettings
-
 log = logging.getLogger("hstuflow.service")
 
-ItemId = int | str
 Event = tuple[ItemId, int]  # the user's own item id, timestamp in seconds
 
 _Choose = Callable[[Eligible, int, Mapping[str, int]], tuple[Selection, Sequence[float | None]]]  # of k, under caps
-
-_NEEDED = ("model", "settings", "num_items", "popular", "split")
-# Keys of train.<model> that checkpoints of earlier versions lack, with the value that means what those did.
-_SINCE_THEN = {
-    "bias_per_head": False,
-    "attention": "pointwise",
-    "gated_residual": False,
-    "head": "dot",
-    "mixture_query_vectors": 1,
-    "mixture_item_vectors": 1,
-    "request_time_dropout": 0.0,
-}
 
 
 class UnknownItemError(InputError):
@@ -99,28 +79,6 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
-class NewItem:
-    """An item that training did not know, inserted since."""
-
-    item_id: ItemId
-    title: str
-    attributes: Mapping[str, Sequence[str]]
-    since: int = 0  # seconds, of its insertion
-
-    @property
-    def content(self) -> str:
-        """Title and attributes as one text, the same for the same ones."""
-        values = {name: sorted(set(given)) for name, given in self.attributes.items() if given}
-        return json.dumps({"title": self.title, "attributes": values}, sort_keys=True)
-
-    @property
-    def stand_in(self) -> int:
-        """A number that is no row of a catalogue, and another one for another id or content."""
-        digest = hashlib.blake2b(f"{self.item_id}\0{self.content}".encode(), digest_size=8).digest()
-        return 1 << 62 | int.from_bytes(digest, "little") >> 2
-
-
-@dataclass(frozen=True)
 class Answer:
     """Best item first. `unknown_items`: what the request named and the catalogue lacks, in order of appearance."""
 
@@ -128,103 +86,6 @@ class Answer:
     unknown_items: tuple[ItemId, ...]
     source: Literal["model", "popular"]
     removed: dict[str, int]  # rule -> items of the catalogue that it kept out
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """The items a model knows; row r is the item with index r."""
-
-    item_ids: tuple[ItemId, ...]  # as the log had them: strings, or ints
-    titles: tuple[str, ...]
-    counts: np.ndarray  # (X,) int64, events in train
-    rows: dict[str, int]  # an id's text -> row
-    attributes: ItemAttributes  # genres and the like
-    new: tuple[NewItem, ...] = ()  # the last rows
-    stand_ins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # of these
-
-    @property
-    def num_trained(self) -> int:
-        """How many items training knew: the first rows."""
-        return len(self.item_ids) - len(self.new)
-
-    def with_items(self, items: Sequence[NewItem]) -> Catalogue:
-        """Return a catalogue with these items after its own; raises InputError where an attribute is unknown."""
-        first = len(self.item_ids)
-        return replace(
-            self,
-            item_ids=self.item_ids + tuple(item.item_id for item in items),
-            titles=self.titles + tuple(item.title for item in items),
-            counts=np.concatenate([self.counts, np.zeros(len(items), self.counts.dtype)]),
-            rows=self.rows | {str(item.item_id): first + number for number, item in enumerate(items)},
-            attributes=self.attributes.with_items([i.attributes for i in items], [i.since for i in items]),
-            new=self.new + tuple(items),
-            stand_ins=np.concatenate([self.stand_ins, np.array([i.stand_in for i in items], np.int64)]),
-        )
-
-    def contents(self, rows: np.ndarray) -> np.ndarray:
-        """Return the rows (n,), those of new items replaced by what stands for these whatever row they have."""
-        if not self.new:
-            return rows
-        is_new = rows >= self.num_trained
-        contents: np.ndarray = rows.copy()
-        contents[is_new] = self.stand_ins[rows[is_new] - self.num_trained]
-        return contents
-
-    def find(self, item_id: ItemId) -> int:
-        """Return the row of `item_id`, -1 where it is unknown.
-
-        An id is its text: 50 and "50" are one item, because clients turn numbers into strings and back.
-        """
-        return self.rows.get(str(item_id), -1)
-
-
-def load_model(checkpoint: Path, *, selected: bool = False) -> tuple[SequenceModel, dict[str, Any]]:
-    """Return the model of a checkpoint folder in evaluation mode, and checkpoint.json.
-
-    `selected`: as it was before a refit, if there was one: the only one that validation may judge.
-
-    Raises:
-        StateError: the folder is missing, is no checkpoint, or its weights belong to another model.
-    """
-    from safetensors import SafetensorError  # not on the bare GPU machine
-    from safetensors.torch import load_file
-
-    facts = _read_facts(checkpoint)
-    # The backend is a matter of this machine, not of the one that trained: a Triton checkpoint also serves on a CPU.
-    earlier = _SINCE_THEN | {"feed_forward": "gelu" if facts["model"] == "sasrec" else "none"}
-    settings = SimpleNamespace(**(earlier | facts["settings"] | {"backend": "auto"}))
-    model = build_model(facts["model"], cast("TrainSettings", settings), facts["num_items"])
-    is_refit = bool(facts.get("refit_epochs"))
-    weights = checkpoint / ("selected.safetensors" if selected and is_refit else "weights.safetensors")
-    try:
-        model.load_state_dict(unpack(load_file(weights), facts["settings"]["dim"]), strict=True)
-    except FileNotFoundError:
-        raise StateError("is missing", where=str(weights), todo="Run `dvc repro`") from None
-    except (SafetensorError, RuntimeError, IndexError) as error:
-        raise StateError(
-            "does not fit the model that checkpoint.json describes",
-            where=str(weights),
-            observed=str(error)[:200],
-            todo="Train again: `dvc repro`",
-        ) from error
-    return model.eval(), facts
-
-
-def load_catalogue(checkpoint: Path, *, key_type: str) -> Catalogue:
-    """Read the catalogue that lies beside the weights; `key_type` says whether ids are ints or strings."""
-    import pyarrow.parquet as pq  # not on the bare GPU machine
-
-    file = checkpoint / "catalogue.parquet"
-    with reading(file, todo="Run `dvc repro`"):
-        table = pq.read_table(file)
-    keys = table["key"].to_pylist()
-    return Catalogue(
-        item_ids=tuple(map(int, keys)) if key_type == "int" else tuple(keys),
-        titles=tuple(table["title"].to_pylist()),
-        counts=table["count"].to_numpy(),
-        rows={key: row for row, key in enumerate(keys)},
-        attributes=ItemAttributes.from_table(table),
-    )
 
 
 class Recommender:
@@ -513,13 +374,3 @@ def _popularity_order(recent: Sequence[int], counts: np.ndarray) -> list[int]:
     """Return all rows: those popular in the last days of train first, then the others by their count in train."""
     rest = np.setdiff1d(np.arange(len(counts)), recent)
     return [*recent, *rest[np.argsort(-counts[rest], kind="stable")].tolist()]
-
-
-def _read_facts(checkpoint: Path) -> dict[str, Any]:
-    file = checkpoint / "checkpoint.json"
-    with reading(file, todo="Run `dvc repro`"):
-        facts: dict[str, Any] = read_json(file)
-    missing = [key for key in _NEEDED if key not in facts] if isinstance(facts, dict) else list(_NEEDED)
-    if missing:
-        raise StateError("is not a checkpoint of hstuflow", where=str(file), expected=f"the keys {', '.join(missing)}")
-    return facts

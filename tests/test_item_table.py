@@ -10,6 +10,7 @@ from made_evaluations import make_root
 from safetensors.torch import load_file, save_file
 
 from components import packaging
+from components.checkpoint import load_model
 from components.dataset import load_sequences
 from components.errors import StateError
 from components.files import read_json, write_json
@@ -18,7 +19,6 @@ from components.model.quantized import ITEM_TABLE, dequantize, quantize
 from components.ranking.blocks import ModelScorer
 from components.ranking.quantizing import measure_cost
 from components.ranking.targets import find_targets
-from components.recommender import load_model
 from components.settings import PackageSettings
 
 

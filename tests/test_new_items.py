@@ -11,8 +11,9 @@ from made_items import GENRES, KEYS, fit, load_with_map, write_structured
 from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 
+from components.catalogue import NewItem
 from components.errors import InputError
-from components.recommender import NewItem, Recommender
+from components.recommender import Recommender
 from components.serving import new_items as module
 from components.serving.app import Served, build_app
 from components.serving.engine import Engine

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from made_checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
 
+from components.checkpoint import load_model
 from components.errors import StateError
 from components.model.quantized import ITEM_TABLE, dequantize, pack, quantize, unpack
-from components.recommender import Recommender, load_model
+from components.recommender import Recommender
 
 LIMITS = {8: 127, 4: 7}
 

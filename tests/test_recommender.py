@@ -7,9 +7,10 @@ import pytest
 import torch
 from made_checkpoints import write_checkpoint
 
+from components.checkpoint import load_model
 from components.errors import InputError, StateError
 from components.model import build_model
-from components.recommender import Recommender, load_model
+from components.recommender import Recommender
 
 HISTORY = [("a", 100), ("b", 160), ("c", 90), ("d", 500)]
 

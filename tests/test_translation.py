@@ -8,6 +8,7 @@ import torch
 from made_comparisons import checkpoint
 from made_evaluations import evaluate_settings, make_root
 
+from components.checkpoint import load_model
 from components.comparison.entrants import Entrant
 from components.comparison.judging import judge_entrants
 from components.comparison.translation import TranslatingScorer
@@ -15,7 +16,7 @@ from components.dataset import load_sequences
 from components.ranking.blocks import ModelScorer
 from components.ranking.judging import Cell
 from components.ranking.targets import find_targets
-from components.recommender import Recommender, load_model
+from components.recommender import Recommender
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from components.catalogue import Catalogue, load_catalogue
+from components.checkpoint import load_model
 from components.comparison.answer import Model
 from components.comparison.fairness import require_unseen
 from components.comparison.translation import TranslatingScorer
 from components.dataset import Sequences
 from components.ranking.blocks import ModelScorer, Scorer
 from components.ranking.targets import Targets
-from components.recommender import Catalogue, Recommender, load_catalogue, load_model
+from components.recommender import Recommender
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
     checkpoint.json       what was trained, on what, how it went (docs/architecture.md lists the keys)
     catalogue.parquet     copied from the sequences: row r is the item with index r
 
-Read by components/recommender.py.
+Read by components/checkpoint.py and components/catalogue.py.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from components.baselines import Chosen, choose_baselines, fit_baselines
+from components.checkpoint import load_model
 from components.dataset import Sequences
 from components.errors import SettingsError, StateError
 from components.metrics import metric_names
@@ -21,7 +22,6 @@ from components.ranking.beyond import TOP
 from components.ranking.blocks import ModelScorer, Ranking, Scorer, rank_catalogue
 from components.ranking.conditions import Interval, Judged, average, measure_part
 from components.ranking.targets import Targets, choose_evenly, find_targets
-from components.recommender import load_model
 from components.settings import EvaluateSettings
 
 # Of the targets whose request time is unknown, and of those that choose the baselines' parameters. Without its own time

@@ -22,8 +22,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
+from components.catalogue import NewItem
 from components.errors import HstuflowError
-from components.recommender import Answer, NewItem, Wishes
+from components.recommender import Answer, Wishes
 from components.serving.guard import refuse
 from components.serving.history_store import StoredEvent, StoreError
 from components.serving.pages import add_page

@@ -20,8 +20,9 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from components.catalogue import ItemId
 from components.model.hstu import HSTU
-from components.recommender import Event, ItemId, Recommender, resolve_request_time
+from components.recommender import Event, Recommender, resolve_request_time
 from components.serving.history_store import Appended, HistoryStore, StoredEvent, StoreError, open_store
 from components.serving.item_map import ItemMap
 from components.serving.new_items import NewItems

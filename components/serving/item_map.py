@@ -31,7 +31,7 @@ from components.errors import StateError
 from components.files import read_json, reading, write_json
 
 if TYPE_CHECKING:
-    from components.recommender import Catalogue
+    from components.catalogue import Catalogue
 
 MAX_FEATURES = 2_000  # F x F float64 is 32 MB, and one solution 0.1 s
 MIN_ITEMS = 5

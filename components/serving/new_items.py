@@ -20,8 +20,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from components.catalogue import ItemId, NewItem
 from components.errors import HstuflowError, InputError, StateError
-from components.recommender import ItemId, NewItem, Recommender, UnknownItemError
+from components.recommender import Recommender, UnknownItemError
 from components.serving.history_store import NO_VERSION, HistoryStore, StoreError
 from components.serving.item_map import ItemMap, Metadata
 from components.serving.stored_items import StoredItem

@@ -30,7 +30,8 @@ from components.serving.schemas import (
 from components.serving.wording import refusals
 
 if TYPE_CHECKING:
-    from components.recommender import Catalogue, NewItem, Recommender
+    from components.catalogue import Catalogue, NewItem
+    from components.recommender import Recommender
     from components.serving.app import Served
     from components.serving.attributes import Attribute
 

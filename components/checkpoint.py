@@ -1,0 +1,72 @@
+"""A trained model read back from its folder, which components/fitting/checkpoint.py writes and describes.
+
+model, facts = load_model(Path("artifacts/checkpoints/time_split/hstu"))     # facts: checkpoint.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from components.errors import StateError
+from components.files import read_json, reading
+from components.model import SequenceModel, build_model
+from components.model.quantized import unpack
+
+if TYPE_CHECKING:
+    from components.settings import TrainSettings
+
+_NEEDED = ("model", "settings", "num_items", "popular", "split")
+# Keys of train.<model> that checkpoints of earlier versions lack, with the value that means what those did.
+_SINCE_THEN = {
+    "bias_per_head": False,
+    "attention": "pointwise",
+    "gated_residual": False,
+    "head": "dot",
+    "mixture_query_vectors": 1,
+    "mixture_item_vectors": 1,
+    "request_time_dropout": 0.0,
+}
+
+
+def load_model(checkpoint: Path, *, selected: bool = False) -> tuple[SequenceModel, dict[str, Any]]:
+    """Return the model of a checkpoint folder in evaluation mode, and checkpoint.json.
+
+    `selected`: as it was before a refit, if there was one: the only one that validation may judge.
+
+    Raises:
+        StateError: the folder is missing, is no checkpoint, or its weights belong to another model.
+    """
+    from safetensors import SafetensorError  # not on the bare GPU machine
+    from safetensors.torch import load_file
+
+    facts = _read_facts(checkpoint)
+    # The backend is a matter of this machine, not of the one that trained: a Triton checkpoint also serves on a CPU.
+    earlier = _SINCE_THEN | {"feed_forward": "gelu" if facts["model"] == "sasrec" else "none"}
+    settings = SimpleNamespace(**(earlier | facts["settings"] | {"backend": "auto"}))
+    model = build_model(facts["model"], cast("TrainSettings", settings), facts["num_items"])
+    is_refit = bool(facts.get("refit_epochs"))
+    weights = checkpoint / ("selected.safetensors" if selected and is_refit else "weights.safetensors")
+    try:
+        model.load_state_dict(unpack(load_file(weights), facts["settings"]["dim"]), strict=True)
+    except FileNotFoundError:
+        raise StateError("is missing", where=str(weights), todo="Run `dvc repro`") from None
+    except (SafetensorError, RuntimeError, IndexError) as error:
+        raise StateError(
+            "does not fit the model that checkpoint.json describes",
+            where=str(weights),
+            observed=str(error)[:200],
+            todo="Train again: `dvc repro`",
+        ) from error
+    return model.eval(), facts
+
+
+def _read_facts(checkpoint: Path) -> dict[str, Any]:
+    file = checkpoint / "checkpoint.json"
+    with reading(file, todo="Run `dvc repro`"):
+        facts: dict[str, Any] = read_json(file)
+    missing = [key for key in _NEEDED if key not in facts] if isinstance(facts, dict) else list(_NEEDED)
+    if missing:
+        raise StateError("is not a checkpoint of hstuflow", where=str(file), expected=f"the keys {', '.join(missing)}")
+    return facts
