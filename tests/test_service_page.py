@@ -368,8 +368,9 @@ def test_reasons_are_told_in_words(page, address, client):
     body = {"history": HISTORY, "request_time": 1_011}
     best = client.post("/recommend", json=body | {"k": 1}).json()["items"][0]
     (explained,) = explain(client, **body, item_ids=[best["item_id"]])["items"]
-    text = page.locator("#items .reasons").first.inner_text()
-    assert text.startswith(("because of ", "despite "))
+    reasons = page.locator("#items .reasons").first
+    expect(reasons).to_have_text(re.compile("^(because of|despite) "))  # they are asked for when the button is pressed
+    text = reasons.inner_text()
     for reason in explained["reasons"]:
         sign = "\u2212" if reason["effect"] < 0 else "+"
         assert f"{reason['title']} ({sign}{abs(reason['effect']):.3f})" in text
