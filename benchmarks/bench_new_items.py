@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import recording
+from benchmarks.bench_service import SHAPE
 from benchmarks.recording import Row
 from components.catalogue import Catalogue, NewItem
 from components.console import setup_logging
@@ -174,26 +175,7 @@ def _count(scores_X: np.ndarray, seen: np.ndarray, target: int, held_X: np.ndarr
 
 def time_insertion(num_items: int) -> Row:
     """Return how long a recommender of D 50 takes to get 100 more items: the least of 5."""
-    settings: dict[str, Any] = {
-        "max_len": 200,
-        "dim": 50,
-        "num_blocks": 2,
-        "num_heads": 1,
-        "head_dim_qk": 50,
-        "head_dim_v": 50,
-        "dropout": 0.2,
-        "bias": "position+time",
-        "bias_per_head": False,
-        "attention": "pointwise",
-        "feed_forward": "none",
-        "gated_residual": False,
-        "head": "dot",
-        "mixture_query_vectors": 1,
-        "mixture_item_vectors": 1,
-        "request_time_dropout": 0.0,
-        "backend": "auto",
-    }
-    model = build_model("hstu", cast("Any", SimpleNamespace(**settings)), num_items).eval()
+    model = build_model("hstu", cast("Any", SimpleNamespace(**SHAPE)), num_items).eval()
     keys = [str(number) for number in range(num_items)]
     catalogue = Catalogue(
         tuple(keys),
@@ -202,7 +184,7 @@ def time_insertion(num_items: int) -> Row:
         {key: row for row, key in enumerate(keys)},
         ItemAttributes(num_items),
     )
-    trained = Recommender(model, {"settings": settings, "popular": [], "num_items": num_items}, catalogue)
+    trained = Recommender(model, {"settings": SHAPE, "popular": [], "num_items": num_items}, catalogue)
     items = [NewItem(f"new-{number}", "A title", {}) for number in range(100)]
     rows_MD = torch.randn(100, 50)
     seconds = []
