@@ -116,3 +116,4 @@ def test_its_memory_is_that_of_the_keys_and_values():
     rows = 10 * 2 * (4 + 3) * 8  # heads, widths of keys and values, float64
     assert past.num_bytes == 2 * rows + 10 * 8
     assert all(t.untyped_storage().nbytes() == t.nbytes for t in (*past.keys, *past.values))
+    assert past.without_last().num_bytes == 2 * rows + 9 * 8  # what it is a view of stays in memory

@@ -181,39 +181,45 @@ def test_a_history_without_known_items_gets_popular_items_marked_as_such(client,
         ),
         (
             {"history": [{"item_id": True, "timestamp": 1}]},
-            "history.0.item_id: Input should be an integer or a string, observed True",
+            "history.0.item_id: Input should be an integer or a string, of 1 to 256 Unicode characters, observed True",
         ),
         (
             {"history": [{"item_id": "a", "timestamp": 1.5}]},
-            "history.0.timestamp: should be seconds since 1970 as an integer, observed 1.5",
+            "history.0.timestamp: should be seconds since 1970 as an integer, not milliseconds, observed 1.5",
         ),
         (
             {"history": [{"item_id": "a", "timestamp": "1"}]},
-            "history.0.timestamp: should be seconds since 1970 as an integer, observed '1'",
+            "history.0.timestamp: should be seconds since 1970 as an integer, not milliseconds, observed '1'",
         ),
         (
             {"history": [{"item_id": "a", "timestamp": True}]},
-            "history.0.timestamp: should be seconds since 1970 as an integer, observed True",
+            "history.0.timestamp: should be seconds since 1970 as an integer, not milliseconds, observed True",
         ),
         (
             {"history": [{"item_id": "a", "timestamp": -1}]},
-            "history.0.timestamp: Input should be greater than or equal to 0, observed -1",
+            "history.0.timestamp: should be seconds since 1970 as an integer, not milliseconds, observed -1",
         ),
         (
             {"history": [{"item_id": "a", "timestamp": 1_700_000_000_000}]},
-            "history.0.timestamp: should be seconds since 1970, not milliseconds, observed 1700000000000",
+            "history.0.timestamp: should be seconds since 1970 as an integer, not milliseconds, observed 1700000000000",
         ),
         (
             {"request_time": 1_700_000_000_000},
-            "request_time: should be seconds since 1970, not milliseconds, observed 1700000000000",
+            "request_time: should be seconds since 1970 as an integer, not milliseconds, observed 1700000000000",
         ),
         ({"k": 0}, "k: Input should be greater than or equal to 1, observed 0"),
         ({"k": 1_001}, "k: Input should be less than or equal to 1000, observed 1001"),
         ({"k": "5"}, "k: Input should be a valid integer, observed '5'"),
         ({"k": None}, "k: Input should be a valid integer, observed None"),
         ({"exclude_seen": 1}, "exclude_seen: Input should be a valid boolean, observed 1"),
-        ({"exclude": [1.5]}, "exclude.0: Input should be an integer or a string, observed 1.5"),
-        ({"request_time": 1.5}, "request_time: should be seconds since 1970 as an integer, observed 1.5"),
+        (
+            {"exclude": [1.5]},
+            "exclude.0: Input should be an integer or a string, of 1 to 256 Unicode characters, observed 1.5",
+        ),
+        (
+            {"request_time": 1.5},
+            "request_time: should be seconds since 1970 as an integer, not milliseconds, observed 1.5",
+        ),
         (
             {"request_time": 1_010},
             "request_time lies before the last event of the history: observed 1010, expected 1011 or later."

@@ -2,11 +2,13 @@
 
 Row i of a history sees the time of event i + 1, so an event is final when the next one is known: its keys and values
 in every layer then never change. The last event's row waits for the request time. One more event costs one row (the one
-before it, now final) instead of n, and a request one row:
+before it, now final) and the last instead of n:
 
-    past = extend(model, None, items[:-1], timestamps[:-1], timestamps[1:])[1]   # once
-    y_MD, _ = extend(model, past, items[-1:], timestamps[-1:], request_time)     # every request
-    _, past = extend(model, past, items[-1:], timestamps[-1:], next_timestamp)   # every event
+    y_MD, past = extend(model, None, items, timestamps, [*timestamps[1:], request_time])             # once
+    past = past.without_last()
+    y_MD, past = extend(model, past, items[-2:], timestamps[-2:], [timestamps[-1], request_time])    # one event more
+
+The row that is final now and the new last one go together: a call takes as long for one row as for two.
 
 The attention of new rows over kept keys is plain torch: of one row over 200 keys little is left to fuse.
 Shapes: n rows kept, M new rows, K = n + M, H heads, Dqk and Dv head widths, D embedding width, N max_len.
@@ -45,8 +47,12 @@ class Past:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of its tensors."""
-        return sum(tensor.nbytes for tensor in (self.timestamps, *self.keys, *self.values))
+        """Memory of its tensors, a row that `without_last` left out included."""
+        return self.timestamps.nbytes + sum(t.untyped_storage().nbytes() for t in (*self.keys, *self.values))
+
+    def without_last(self) -> Past:
+        """Return all rows but the last, as views: its memory stays until these are extended."""
+        return Past(self.timestamps[:-1], tuple(k[:-1] for k in self.keys), tuple(v[:-1] for v in self.values))
 
 
 def extend(

@@ -187,14 +187,13 @@ class Engine:
     def _read_store(self, user_id: str, request_time: int | None) -> Reading:
         recommender = self.recommender
         stored = self.store.read(user_id, limit=recommender.max_len)
-        length = stored.arrived - window_start(stored.arrived, recommender.max_len)
-        events = stored.events[-length:] if length else ()
-        rows, times = recommender.read([(event.item_id, event.timestamp) for event in events])
-        is_known = rows >= 0
+        rows, times = recommender.read([(event.item_id, event.timestamp) for event in stored.events])
         # What fits into one read is all there is: the second question is for long histories only.
         is_whole = stored.total == len(stored.events)
-        seen = {event.item_id for event in stored.events} if is_whole else self.store.seen(user_id)
-        seen_rows = [recommender.catalogue.find(item) for item in seen]
+        seen_rows = rows if is_whole else [recommender.catalogue.find(item) for item in self.store.seen(user_id)]
+        start = len(rows) - (stored.arrived - window_start(stored.arrived, recommender.max_len))
+        rows, times = rows[max(start, 0) :], times[max(start, 0) :]
+        is_known = rows >= 0
         # An event of the store may be later than the client knows: then the request comes right after it.
         when = _when(times, None if request_time is None else max([request_time, *times[-1:].tolist()]))
         return Reading(rows[is_known], times[is_known], when, seen_rows, (), "store", recommender)

@@ -3,10 +3,10 @@
     generation = states.generation                     # before the history is read
     y_1D = states.encode(user_id, rows, timestamps, request_time, generation=generation)
 
-An arriving event makes the one before it final and costs one row (components/model/incremental.py). Positions count
+An arriving event makes the one before it final and costs two rows (components/model/incremental.py). Positions count
 from the window's oldest event, so sliding it by one would change every row. A window therefore begins at a multiple of
 N/4: it grows from 3N/4 to N events, then loses its oldest quarter and is encoded again, once in N/4 events. Where it
-begins depends on the number of events only, so an answer does not depend on what happens to be in the cache.
+begins depends on the number of events only, so an answer depends by no more than rounding on what is in the cache.
 A row that is not a trained item's may come to mean another item, when items are inserted and withdrawn in a running
 service. So what was kept is compared by `contents_n`, in which such a row's place is taken by what stands for its item
 and the vector that this has: no call that clears the cache can be forgotten, or come too early.
@@ -107,11 +107,16 @@ class UserStates:
         model, contents_n = model or self._model, rows_n if contents_n is None else contents_n
         with self._lock:
             known = self._windows.get(user_id)
+        if known is not None and not known.begins(contents_n, timestamps_n):
+            known = None
+        self._count(known, len(rows_n))
+        start = len(known.past) if known and known.past else 0
+        new = rows_n[start:], timestamps_n[start:], np.append(timestamps_n[start + 1 :], request_time)
         with torch.inference_mode():
-            window = self._bring_up_to_date(known, model, rows_n, timestamps_n, contents_n)
-            y_1D = _encode_last(model, window, rows_n, request_time)
-        self._keep(user_id, window, generation)
-        return y_1D
+            y_MD, past = extend(model, known.past if known else None, *map(_to_long, new))
+        final = past.without_last() if len(past) > 1 else None  # the last row waits for its next event
+        self._keep(user_id, EncodedWindow(contents_n, timestamps_n, final), generation)
+        return y_MD[-1:]
 
     def forget(self, user_id: str) -> bool:
         """Drop what is kept of a user, and what requests in flight are about to keep; whether there was anything."""
@@ -126,22 +131,13 @@ class UserStates:
             self.num_bytes -= window.num_bytes if window else 0
         return window is not None
 
-    def _bring_up_to_date(
-        self,
-        known: EncodedWindow | None,
-        model: HSTU,
-        rows_n: np.ndarray,
-        timestamps_n: np.ndarray,
-        contents_n: np.ndarray,
-    ) -> EncodedWindow:
-        if known is None or not known.begins(contents_n, timestamps_n):
+    def _count(self, known: EncodedWindow | None, length: int) -> None:
+        if known is None:
             self.counts.encoded += 1
-            return EncodedWindow(contents_n, timestamps_n, _extend_past(model, None, rows_n, timestamps_n))
-        if len(known.contents_n) == len(rows_n):
+        elif len(known.contents_n) == length:
             self.counts.hits += 1
-            return known
-        self.counts.extended += 1
-        return EncodedWindow(contents_n, timestamps_n, _extend_past(model, known.past, rows_n, timestamps_n))
+        else:
+            self.counts.extended += 1
 
     def _keep(self, user_id: str, window: EncodedWindow, generation: int) -> None:
         with self._lock:
@@ -154,22 +150,6 @@ class UserStates:
                 _, oldest = self._windows.popitem(last=False)
                 self.num_bytes -= oldest.num_bytes
                 self.counts.evicted += 1
-
-
-def _extend_past(model: HSTU, past: Past | None, rows_n: np.ndarray, timestamps_n: np.ndarray) -> Past | None:
-    """Return all rows of these events that are final; `past`, where there is one, holds the first of them."""
-    start = len(past) if past else 0
-    if len(rows_n) - 1 > start:
-        final = slice(start, len(rows_n) - 1)
-        new = rows_n[final], timestamps_n[final], timestamps_n[start + 1 :]
-        _, past = extend(model, past, *map(_to_long, new))
-    return past
-
-
-def _encode_last(model: HSTU, window: EncodedWindow, rows_n: np.ndarray, request_time: int) -> Tensor:
-    last = rows_n[-1:], window.timestamps_n[-1:], np.array([request_time])
-    y_1D, _ = extend(model, window.past, *map(_to_long, last))
-    return y_1D
 
 
 def _to_long(values: np.ndarray) -> Tensor:

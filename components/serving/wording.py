@@ -9,7 +9,6 @@ from pydantic import BaseModel
 
 from components.serving.schemas import DescribedItem, Error, Filter, HistoryEvent, UserEvent
 
-_TIMES = ("timestamp", "request_time", "first_seen_from")
 _NESTED: dict[str, type[BaseModel]] = {
     "history": HistoryEvent,
     "events": UserEvent,
@@ -49,7 +48,6 @@ def _in_one_line(name: str) -> str:
 
 def _what(error: Mapping[str, Any], location: list[Any], schema: type[BaseModel] | None) -> str:
     observed = f", observed {repr(error.get('input'))[:80]}"
-    is_time = bool(location) and location[-1] in _TIMES
     match error["type"]:
         case "missing":
             return str(error["msg"])
@@ -59,10 +57,6 @@ def _what(error: Mapping[str, Any], location: list[Any], schema: type[BaseModel]
             return f"unknown key, allowed: {', '.join(_known_keys(location, schema))}"
         case "too_long":
             return f"should have at most {error['ctx']['max_length']:,} entries, observed {len(error['input']):,}"
-        case "less_than_equal" if is_time:
-            return f"should be seconds since 1970, not milliseconds{observed}"
-        case "int_type" if is_time:
-            return f"should be seconds since 1970 as an integer{observed}"
         case _:
             return str(error["msg"]).removeprefix("Value error, ") + observed
 
