@@ -28,6 +28,7 @@ Split = Annotated[Protocol, typer.Option(help="which way of splitting the log")]
 @app.command()
 def ingest(
     source: Annotated[str | None, typer.Option(help="movielens-100k | grouplens | table | synthetic")] = None,
+    mode: Annotated[str | None, typer.Option(help="replace | append: keep what is held, add the new files")] = None,
     path: Annotated[str | None, typer.Option(help="file, folder, glob or URL")] = None,
     columns: Annotated[str | None, typer.Option(help="user_id=userId,item_id=movieId,timestamp=ts,...")] = None,
     timestamp_unit: Annotated[str | None, typer.Option(help="auto | s | ms | us | iso")] = None,
@@ -41,6 +42,7 @@ def ingest(
 
     options = {
         "source": source,
+        "mode": mode,
         "path": path,
         "columns": _pairs(columns, "--columns"),
         "timestamp_unit": timestamp_unit,

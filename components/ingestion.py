@@ -3,6 +3,7 @@
     python -m components ingest                                            # the default, or keep what is there
     python -m components ingest --source grouplens --path ml-1m.zip
     python -m components ingest --source table --path my_events.csv --columns user_id=userId,item_id=movieId
+    python -m components ingest --source table --path 'events/*.csv' --mode append     # only the files that are new
 
 The same input gives the same bytes, so that ingesting again changes nothing and `dvc add data` keeps its pin.
 """
@@ -16,27 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from components.console import log, print_header, print_table
 from components.errors import InputError
 from components.files import hash_files, replacing_folder, write_json
 from components.interactions import (
-    list_partitions,
-    read_interactions,
-    read_items,
-    read_key_table,
+    list_months,
     read_manifest,
+    read_month,
     write_items,
     write_keys,
     write_partitions,
 )
 from components.settings import IngestSettings
 from components.sources import MonthlyLog, SourceLog, read_source
-from components.sources.choice import choose_source, continues, describe, is_same_log
-from components.sources.events import ItemTable
-from components.sources.ids import IdColumn, Numbered, keys_of_integers, number_ids
+from components.sources.append import append_files
+from components.sources.canonical import canonical_items, known_keys, without_impossible
+from components.sources.choice import choose_source, continues, describe, extends, is_same_log
+from components.sources.ids import IdColumn, number_ids
 
 _TABLES = ("interactions", "items.parquet", "user_keys.parquet", "item_keys.parquet")
 
@@ -77,16 +75,21 @@ def ingest(settings: IngestSettings, options: Mapping[str, Any], *, data: Path, 
         counts = Counts(**held["counts"])
         return Change(counts, counts, changed=False)
     _refuse_other(wanted, held, data, replace=replace)
+    known = data if continues(wanted, held) else None
     with (
         tempfile.TemporaryDirectory(prefix="ingest-") as scratch,
         tempfile.TemporaryDirectory(prefix=f".{data.name}.", dir=_parent(data)) as staging,
     ):
-        source = read_source(wanted, Path(scratch))
-        manifest = _write(Path(staging), source, wanted, known=data if continues(wanted, held) else None)
+        if wanted.mode == "append":
+            base = data if held is not None and not replace else None
+            manifest, terms = _append(Path(staging), wanted, Path(scratch), held=base, known=known), None
+        else:
+            source = read_source(wanted, Path(scratch))
+            manifest, terms = _write(Path(staging), source, wanted, known=known), source.terms
         change = _compare(data, held, Path(staging), manifest)
         if change.changed:
             _swap(Path(staging), data)
-    _report(change, manifest, source.terms, data)
+    _report(change, manifest, terms, data)
     return change
 
 
@@ -110,7 +113,14 @@ def _refuse_other(wanted: IngestSettings, held: Mapping[str, Any] | None, data: 
         return
     if held is None:
         raise InputError("holds files but no log", where=f"{data}/", todo="Move them away, or pass --replace")
-    if not is_same_log(wanted, held):
+    if wanted.mode == "replace" and held.get("mode") == "append" and wanted.source == held["source"]:
+        raise InputError(
+            "holds a log that was appended to, file by file",
+            where=f"{data}/",
+            observed=f"{len(held['files'])} files, of which --path may have the newest only",
+            todo="Pass --mode append, or --replace (make: REPLACE=1) to read all of it at once",
+        )
+    if not (extends(wanted, held) or is_same_log(wanted, held)):
         raise InputError(
             "already holds another log",
             where=f"{data}/",
@@ -134,18 +144,18 @@ def _write(
         counts = _write_months(folder, source)
         return _write_manifest(folder, _describe_source(wanted, unit="s"), counts, source.notes)
     events, notes = source.events, list(source.notes)
-    users = number_ids(events.users, IdColumn(), _known_keys(known, "user", events.users))
-    known_items = _known_keys(known, "item", events.items)
+    users = number_ids(events.users, IdColumn(), known_keys(known, "user", events.users))
+    known_items = known_keys(known, "item", events.items)
     catalogue = source.items
     if not events.items.is_text and known_items is None:
-        catalogue = _without_impossible(catalogue, notes)
+        catalogue = without_impossible(catalogue, notes)
     items = number_ids(events.items, catalogue.ids, known_items)
     write_partitions(folder, events.table(users.ids, items.ids))
-    write_items(folder, _canonical_items(catalogue, items, notes))
+    write_items(folder, canonical_items(catalogue, items, notes))
     for what, numbered in (("user", users), ("item", items)):
         if numbered.keys is not None:
             write_keys(folder, what, numbered.keys)
-    counts = Counts(len(users.ids), len(np.unique(users.ids)), len(np.unique(items.ids)), len(list_partitions(folder)))
+    counts = Counts(len(users.ids), len(np.unique(users.ids)), len(np.unique(items.ids)), len(list_months(folder)))
     return _write_manifest(folder, _describe_source(wanted, events.times.unit), counts, notes)
 
 
@@ -157,13 +167,40 @@ def _write_months(folder: Path, source: MonthlyLog) -> Counts:
         users, items = np.union1d(users, month["user_id"]), np.union1d(items, month["item_id"])
         events += month.num_rows
     write_items(folder, source.items)
-    return Counts(events, len(users), len(items), len(list_partitions(folder)))
+    return Counts(events, len(users), len(items), len(list_months(folder)))
+
+
+def _append(
+    folder: Path, wanted: IngestSettings, scratch: Path, *, held: Path | None, known: Path | None
+) -> dict[str, Any]:
+    """Write the log of `held` with what is new into an empty folder and return its manifest."""
+    appended = append_files(folder, wanted, scratch, held=held, known=known)
+    repeats, notes = sum(entry["repeats"] for entry in appended.files), appended.notes
+    if repeats:
+        notes = [f"{repeats} rows repeat a row of another file in all columns, left out", *notes]
+    units = ", ".join(sorted({entry["unit"] for entry in appended.files}))
+    # no path: it may name another file each night, and the manifest says what is held
+    described = {**_describe_source(wanted, units), "path": None, "files": appended.files}
+    return _write_manifest(folder, described, _count(folder), notes)
+
+
+def _count(folder: Path) -> Counts:
+    """Count what the parts hold, one month in memory."""
+    users, items, events = np.zeros(0, np.int64), np.zeros(0, np.int64), 0
+    months = list_months(folder)
+    for files in months.values():
+        month = read_month(files, ("user_id", "item_id"))
+        users, items = np.union1d(users, month["user_id"]), np.union1d(items, month["item_id"])
+        events += month.num_rows
+    return Counts(events, len(users), len(items), len(months))
 
 
 def _describe_source(wanted: IngestSettings, unit: str) -> dict[str, Any]:
-    """Return what the manifest says of the source; only the source synthetic has a size."""
+    """Return what the manifest says of the source; only the source synthetic has a size, only append is a mode."""
     described = {**wanted.model_dump(), "timestamp_unit": unit}
-    return described if wanted.source == "synthetic" else {k: v for k, v in described.items() if k != "synthetic"}
+    absent = {"synthetic"} if wanted.source != "synthetic" else set()
+    absent |= {"mode"} if wanted.mode == "replace" else set()
+    return {name: value for name, value in described.items() if name not in absent}
 
 
 def _write_manifest(folder: Path, source: dict[str, Any], counts: Counts, notes: list[str]) -> dict[str, Any]:
@@ -171,41 +208,6 @@ def _write_manifest(folder: Path, source: dict[str, Any], counts: Counts, notes:
     manifest = {**source, "counts": asdict(counts), "notes": notes, "data_hash": data_hash}
     write_json(folder / "manifest.json", manifest)
     return manifest
-
-
-def _known_keys(known: Path | None, what: str, column: IdColumn) -> pa.Table | None:
-    """Return the mapping to continue: the stored one, or the old int64 ids as they are when the log turns to text."""
-    if known is None:
-        return None
-    keys = read_key_table(known, what)
-    if keys is None and column.is_text:
-        ids = read_interactions(known)[f"{what}_id"].combine_chunks()
-        more = read_items(known)["item_id"].combine_chunks() if what == "item" else pa.array([], pa.int64())
-        keys = keys_of_integers(pa.concat_arrays([ids, more]))
-    return keys
-
-
-def _without_impossible(table: ItemTable, notes: list[str]) -> ItemTable:
-    """Return the rows of an item table whose ids can occur in a log of int64 ids."""
-    possible = table.ids.mask_integers()
-    if possible.all():
-        return table
-    notes.append(f"item table: {int((~possible).sum())} ids that are no integers cannot occur in this log, left out")
-    mask = pa.array(possible)
-    return ItemTable(table.ids.only(mask), table.fields.filter(mask))
-
-
-def _canonical_items(table: ItemTable, items: Numbered, notes: list[str]) -> pa.Table:
-    """Return one row per item, by id: item_id, title, genres, then what else the source has; empty text is null."""
-    ids, first = np.unique(items.others, return_index=True)
-    if len(ids) < len(items.others):
-        notes.append(f"item table: {len(items.others) - len(ids)} repeated ids, first row kept")
-    columns: dict[str, pa.ChunkedArray | pa.Array] = {"item_id": pa.array(ids)}
-    for name in dict.fromkeys(("title", "genres", *table.fields.column_names)):
-        empty = name not in table.fields.column_names
-        text = pa.nulls(len(ids), pa.string()) if empty else table.fields[name].take(pa.array(first))
-        columns[name] = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
-    return pa.table(columns)
 
 
 def _compare(data: Path, held: Mapping[str, Any] | None, staging: Path, manifest: Mapping[str, Any]) -> Change:

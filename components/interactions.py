@@ -1,15 +1,18 @@
 """The event log in `data/`: month partitions of canonical columns, item and id tables, a manifest.
 
     data/interactions/<YYYY-MM>/part-0.parquet   rows ordered by (timestamp, source row), stable
+    data/interactions/<YYYY-MM>/<file>.parquet   the same where the log is appended to: the rows of one source file
     data/items.parquet                           item_id, title, genres, ... (may have no rows)
     data/user_keys.parquet, data/item_keys.parquet   id, key: only where the log's own ids were not int64
     data/manifest.json                           source, path, columns, items, item_columns, timestamp_unit (what the
                                                  timestamps were read as), counts (events, users, items, months),
                                                  notes, data_hash (SHA-256 of all the others), of a made log
-                                                 synthetic (its size); no time of day in it
+                                                 synthetic (its size), of one that is appended to mode and files
+                                                 (head of `components/sources/append.py`); no time of day in it
 
-Month partitions, because DVC stores per file: a nightly append then stores one new file, not the whole log.
-The same input gives the same bytes.
+Month partitions and parts, because DVC stores per file: a nightly append then stores one new file, not the whole log.
+A month is its parts one after another, by name, sorted by timestamp with ties left in that order; a `row` counts in the
+month so merged. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -45,8 +48,10 @@ def months_of(timestamps: np.ndarray) -> np.ndarray:
     return _months(timestamps).astype(str)
 
 
-def write_partitions(folder: Path, table: pa.Table) -> None:
+def write_partitions(folder: Path, table: pa.Table, part: str = "part-0") -> None:
     """Write `table` (the columns of INTERACTIONS, rows in source order) below folder/interactions, one file per month.
+
+    part: the files' name, without `.parquet`.
 
     Text columns may be dictionary-encoded: 20 million actions stay small until their month is written.
     """
@@ -56,10 +61,10 @@ def write_partitions(folder: Path, table: pa.Table) -> None:
     months, starts = np.unique(_months(table["timestamp"].to_numpy()), return_index=True)
     ends = [*starts[1:], table.num_rows][: len(starts)]  # none where there is no row
     for month, start, end in zip(months.astype(str), starts, ends, strict=True):
-        target = folder / "interactions" / str(month) / "part-0.parquet"
+        target = folder / "interactions" / str(month) / f"{part}.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = table.slice(start, end - start).cast(INTERACTIONS).combine_chunks()
-        pq.write_table(part, target, compression="zstd", store_schema=False)
+        rows = table.slice(start, end - start).cast(INTERACTIONS).combine_chunks()
+        pq.write_table(rows, target, compression="zstd", store_schema=False)
 
 
 def write_items(folder: Path, items: pa.Table) -> None:
@@ -73,20 +78,27 @@ def write_keys(folder: Path, what: str, keys: pa.Table) -> None:
     pq.write_table(keys.combine_chunks(), target, compression="zstd", store_schema=False)
 
 
-def list_partitions(data: Path = DATA) -> list[Path]:
-    """Return the partition files in time order; raises StateError where there is no log."""
-    files = sorted((data / "interactions").glob("*/*.parquet"), key=lambda p: (_month_number(p.parent.name), p.name))
-    if not files:
+def list_months(data: Path = DATA) -> dict[str, list[Path]]:
+    """Return the files of each month, months in time order, files by name; raises StateError where there is no log."""
+    months: dict[str, list[Path]] = {}
+    for file in sorted((data / "interactions").glob("*/*.parquet")):
+        months.setdefault(file.parent.name, []).append(file)
+    if not months:
         raise StateError(
             "holds no event log", where=f"{data}/", todo="Run `python -m components ingest`, or `dvc pull data.dvc`"
         )
-    return files
+    return {name: months[name] for name in sorted(months, key=_month_number)}
+
+
+def list_partitions(data: Path = DATA) -> list[Path]:
+    """Return all files of the log, in the order of list_months(); raises StateError where there is no log."""
+    return [file for files in list_months(data).values() for file in files]
 
 
 def read_interactions(
     data: Path = DATA, *, quarantine: Path | None = None, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Read the whole log: INTERACTIONS plus `partition` (string) and `row` (int64, within its partition).
+    """Read the whole log: INTERACTIONS plus `partition` (string) and `row` (int64, within its month).
 
     Rows come in time order, ties in source order. `quarantine` names a Parquet file (partition, row, reason) whose
     rows are left out. `columns` names the columns of INTERACTIONS wanted: of 20 million rows all of them take 1.1 GB,
@@ -96,39 +108,49 @@ def read_interactions(
         StateError: there is no log, or one of its files or the quarantine is missing or damaged.
     """
     bad = _quarantined(quarantine) if quarantine is not None else {}
-    parts = []
-    for file in list_partitions(data):
-        part = _read_parquet(file, columns) if columns is not None else _read_partition(file)
-        if file.parent.name in bad:
-            part = part.filter(pa.array(~np.isin(np.arange(part.num_rows), bad[file.parent.name])))
-        parts.append(part)
-    table = pa.concat_tables(parts).combine_chunks()
-    parts.clear()
-    pa.default_memory_pool().release_unused()  # Arrow would keep the parts' memory: as much again as the table's
+    months = []
+    for name, files in list_months(data).items():
+        month = read_month(files, columns) if columns is not None else _read_numbered(name, files)
+        if name in bad:
+            month = month.filter(pa.array(~np.isin(np.arange(month.num_rows), bad[name])))
+        months.append(month)
+    table = pa.concat_tables(months).combine_chunks()
+    months.clear()
+    pa.default_memory_pool().release_unused()  # Arrow would keep the months' memory: as much again as the table's
     return table
+
+
+def read_month(files: Sequence[Path], columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the rows of one month, merged from its files as list_months() gives them."""
+    if len(files) == 1:
+        return _read_parquet(files[0], columns)
+    wanted = None if columns is None else list(dict.fromkeys((*columns, "timestamp")))
+    parts = pa.concat_tables([_read_parquet(file, wanted) for file in files])
+    merged = parts.take(pc.array_sort_indices(parts["timestamp"].combine_chunks()))  # stable, a null comes last
+    return merged if columns is None else merged.select(list(columns))
 
 
 def locate_rows(data: Path, positions: np.ndarray) -> pa.Table:
     """Return `partition` (string) and `row` (int64) of the rows at `positions` (int64) of the whole log."""
-    files = list_partitions(data)
-    ends = np.cumsum([pq.read_metadata(file).num_rows for file in files])
+    months = list_months(data)
+    ends = np.cumsum([sum(pq.read_metadata(file).num_rows for file in files) for files in months.values()])
     which = np.searchsorted(ends, positions, side="right")
     starts = np.concatenate([[0], ends[:-1]])
-    names = pa.array([file.parent.name for file in files])
+    names = pa.array(list(months))
     return pa.table({"partition": names.take(pa.array(which)), "row": pa.array(positions - starts[which], pa.int64())})
 
 
 def read_rows(data: Path, places: pa.Table) -> pa.Table:
     """Return the rows at `places`, one or more, as locate_rows() names them, with all columns of the log.
 
-    Only the partitions asked for are read, one after another.
+    Only the months asked for are read, one after another.
     """
-    parts = []
-    for file in list_partitions(data):
-        rows = places.filter(pc.equal(places["partition"], file.parent.name))["row"]
+    found = []
+    for name, files in list_months(data).items():
+        rows = places.filter(pc.equal(places["partition"], name))["row"]
         if len(rows):
-            parts.append(_read_partition(file).take(rows))
-    return pa.concat_tables(parts)
+            found.append(_read_numbered(name, files).take(rows))
+    return pa.concat_tables(found)
 
 
 def read_items(data: Path = DATA) -> pa.Table:
@@ -162,11 +184,11 @@ def _read_parquet(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return pq.read_table(file, columns=None if columns is None else list(columns))
 
 
-def _read_partition(file: Path) -> pa.Table:
-    """Return all columns of a partition, its name and the number of each row."""
-    part = _read_parquet(file)
-    part = part.append_column("partition", pa.repeat(pa.scalar(file.parent.name), part.num_rows))
-    return part.append_column("row", pa.array(np.arange(part.num_rows), pa.int64()))
+def _read_numbered(name: str, files: Sequence[Path]) -> pa.Table:
+    """Return all columns of a month, its name and the number of each row."""
+    month = read_month(files)
+    month = month.append_column("partition", pa.repeat(pa.scalar(name), month.num_rows))
+    return month.append_column("row", pa.array(np.arange(month.num_rows), pa.int64()))
 
 
 def _quarantined(file: Path) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ PARAMS = Path("params.yaml")
 ModelName = Literal["hstu", "sasrec"]
 Protocol = Literal["time_split", "leave_one_out"]
 SourceName = Literal["movielens-100k", "grouplens", "table", "synthetic"]
+IngestMode = Literal["replace", "append"]
 TimestampUnit = Literal["auto", "s", "ms", "us", "iso"]
 _NULL = "tag:yaml.org,2002:null"
 # What pydantic's words for these mean to a person who edits params.yaml.
@@ -59,6 +60,7 @@ class IngestSettings(Section):
     """Where events come from. `python -m components ingest --source ... --path ...` overrides it without an edit."""
 
     source: SourceName = Field(description="the default download, a GroupLens archive, your own table, or a made log")
+    mode: IngestMode = Field("replace", description="append keeps what is held and adds the files that are new; table")
     path: str | None = Field(None, description="file, folder, glob or fsspec URL, of grouplens and table")
     columns: dict[str, str] = Field(default_factory=dict, description="canonical name -> name in your table")
     timestamp_unit: TimestampUnit = Field("auto", description="auto decides by magnitude")

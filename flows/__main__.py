@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from components.errors import HstuflowError
-from components.settings import SourceName, TimestampUnit
+from components.settings import IngestMode, SourceName, TimestampUnit
 from flows.commands import child_environment
 from flows.run_log import use_short_lines
 from flows.server import find_free_port, running_server
@@ -21,6 +21,7 @@ from flows.server import find_free_port, running_server
 
 def run(
     source: Annotated[SourceName | None, typer.Option(help="which reader")] = None,
+    mode: Annotated[IngestMode | None, typer.Option(help="append: keep what is held, add the new files")] = None,
     path: Annotated[str | None, typer.Option(help="file, folder, glob or URL")] = None,
     columns: Annotated[str | None, typer.Option(help="user_id=userId,item_id=movieId,timestamp=ts,...")] = None,
     timestamp_unit: Annotated[TimestampUnit | None, typer.Option(help="auto decides by magnitude")] = None,

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from components.settings import SourceName, TimestampUnit
+from components.settings import IngestMode, SourceName, TimestampUnit
 from flows.artifacts import publish
 from flows.commands import run_command
 from flows.ingestion import ingest, version_data
@@ -25,6 +25,7 @@ from flows.stages import HOUR, run_stages
 @flow(name="hstuflow", persist_result=False)
 def training_flow(
     source: SourceName | None = None,
+    mode: IngestMode | None = None,
     path: str | None = None,
     columns: str | None = None,
     timestamp_unit: TimestampUnit | None = None,
@@ -37,6 +38,7 @@ def training_flow(
 
     Args:
         source: which reader; nothing given keeps the log that data/ holds, or fetches the one of params.yaml.
+        mode: `append` keeps what data/ holds and adds the files that are new, of the source table.
         path: file, folder, glob or URL of the log.
         columns: canonical name=name in your table, as in `user_id=uid,item_id=sku,timestamp=ts`.
         timestamp_unit: unit of the log's timestamps; auto decides by magnitude.
@@ -51,6 +53,7 @@ def training_flow(
     hide_expected_tracebacks()
     given = {
         "source": source,
+        "mode": mode,
         "path": path,
         "columns": columns,
         "timestamp-unit": timestamp_unit,

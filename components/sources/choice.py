@@ -36,6 +36,7 @@ def _check_belongs(wanted: IngestSettings) -> None:
     """Raise SettingsError at an option that the chosen source does not have."""
     foreign: dict[str, Any] = {"path": wanted.path} if wanted.source in ("movielens-100k", "synthetic") else {}
     foreign["synthetic"] = None if wanted.source == "synthetic" else wanted.synthetic
+    foreign["mode"] = "append" if wanted.mode == "append" and wanted.source != "table" else None
     if wanted.source != "table":
         unit = wanted.timestamp_unit if wanted.timestamp_unit != "auto" else None
         foreign |= {"columns": wanted.columns, "timestamp_unit": unit, "items": wanted.items}
@@ -58,6 +59,11 @@ def _portable(path: str | None) -> str | None:
     if full.is_absolute() and full.is_relative_to(Path.cwd()):
         full = full.relative_to(Path.cwd())
     return os.path.normpath(full)
+
+
+def extends(wanted: IngestSettings, held: Mapping[str, Any]) -> bool:
+    """Tell whether `wanted` is appended to the log that `held` describes: a table with the same mapping, any path."""
+    return wanted.mode == "append" and wanted.source == held["source"] and wanted.columns == held["columns"]
 
 
 def is_same_log(wanted: IngestSettings, held: Mapping[str, Any]) -> bool:

@@ -18,12 +18,16 @@ WAITS = (1.0, 4.0)  # seconds before the second and the third attempt
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file to read: where it lies now, and how messages and rules about its name see it."""
+    """A file to read: where it lies now, and how messages and rules about its name see it.
+
+    relative: its place below the folder that was named, or before the first `*`; a single file's own name
+    """
 
     path: Path
     shown: str
     name: str
     downloaded: bool = False
+    relative: str = ""
 
 
 def is_url(path: str) -> bool:
@@ -43,10 +47,11 @@ def local_files(path: str, scratch: Path, *, todo: str | None = None) -> list[Lo
     if is_url(path):
         return _downloaded(path, scratch, todo or _take_it_by_hand(path))
     found = Path(path).expanduser()
+    top = found if found.is_dir() else found.parent
     if found.is_dir():
         files = [file for file in sorted(found.rglob("*")) if file.is_file() and not _hidden(file.relative_to(found))]
     elif any(sign in path for sign in "*?[") and not found.exists():
-        files = _globbed(path)
+        files, top = _globbed(path), _fixed_part(Path(path))
     else:
         files = [found]
     if not files:
@@ -54,7 +59,13 @@ def local_files(path: str, scratch: Path, *, todo: str | None = None) -> list[Lo
     for file in files:
         if not file.is_file():
             raise InputError("no such file", where=str(file), todo="Check the path")
-    return [LocalFile(file, str(file), file.name) for file in files]
+    return [LocalFile(file, str(file), file.name, relative=file.relative_to(top).as_posix()) for file in files]
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """Return the folder that all matches of a glob lie below."""
+    magic = next(number for number, part in enumerate(pattern.parts) if any(sign in part for sign in "*?["))
+    return Path(*pattern.parts[:magic])
 
 
 def _globbed(pattern: str) -> list[Path]:
@@ -85,7 +96,8 @@ def _downloaded(url: str, scratch: Path, todo: str) -> list[LocalFile]:
     names = _retry(url, lambda: _expand(system, root), todo)
     if not names:
         raise InputError("holds no files", where=url, todo="Check the URL")
-    return list(_copies(system, names, url, scratch, todo))
+    top = root.split("*")[0].rpartition("/")[0] if "*" in root else root.rstrip("/")
+    return list(_copies(system, names, url, scratch, todo, top))
 
 
 def _expand(system: Any, root: str) -> list[str]:  # noqa: ANN401 - fsspec has no stubs
@@ -98,13 +110,21 @@ def _expand(system: Any, root: str) -> list[str]:  # noqa: ANN401 - fsspec has n
     return [root]
 
 
-def _copies(system: Any, names: list[str], url: str, scratch: Path, todo: str) -> Iterator[LocalFile]:  # noqa: ANN401
+def _copies(
+    system: Any,  # noqa: ANN401
+    names: list[str],
+    url: str,
+    scratch: Path,
+    todo: str,
+    top: str,
+) -> Iterator[LocalFile]:
     for number, name in enumerate(names):
         base = Path(urlsplit(name).path).name or "index.html"
         target = scratch / f"download-{number}-{base}"
         shown = name if is_url(name) else f"{url} ({base})" if len(names) > 1 else url
         _retry(shown, partial(system.get_file, name, str(target)), todo)
-        yield LocalFile(target, shown, base, downloaded=True)
+        relative = urlsplit(name.removeprefix(f"{top}/")).path if name != top else base
+        yield LocalFile(target, shown, base, downloaded=True, relative=relative)
 
 
 def _options(url: str) -> dict[str, Any]:

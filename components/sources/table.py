@@ -32,29 +32,36 @@ def read_table(settings: IngestSettings, scratch: Path) -> SourceLog:
         InputError: a file that cannot be read, a missing column, a cell that cannot be what its column says.
         SourceUnreachableError: a URL cannot be reached.
     """
-    if settings.path is None:
-        raise SettingsError("is missing", where="--path", expected="a file, folder, glob or URL")
-    _check_names(settings.columns, (*REQUIRED, *OPTIONAL))
-    files = _open_files(settings.path, scratch)
-    pairs = [(file, find_columns(file, settings.columns, REQUIRED, OPTIONAL)) for file in files]
-    events = read_events(pairs, unit=settings.timestamp_unit)
+    events, notes = _read_all(list_tables(settings.path, scratch), settings, scratch)
     if not len(events.users):
         raise InputError("has a header but no events", where=settings.path, todo="Check that the right file was named")
-    items = _read_items(settings, scratch)
-    return SourceLog(events, items, notes=[*_notes(events, pairs), *(note for file in files for note in file.notes)])
+    unit = f"timestamps read as {events.times.unit} ({events.times.reason}); --timestamp-unit overrides"
+    return SourceLog(events, read_item_file(settings, scratch), [unit, *notes])
 
 
-def _notes(events: Events, pairs: list[tuple[TableFile, dict[str, str]]]) -> list[str]:
-    times = events.times
-    notes = [f"timestamps read as {times.unit} ({times.reason}); --timestamp-unit overrides"]
+def read_one(file: LocalFile, settings: IngestSettings, scratch: Path) -> tuple[Events, list[str]]:
+    """Read one file of a log; return its events and what was decided on the way. Raises as `read_table`."""
+    return _read_all([file], settings, scratch)
+
+
+def _read_all(files: list[LocalFile], settings: IngestSettings, scratch: Path) -> tuple[Events, list[str]]:
+    _check_names(settings.columns, (*REQUIRED, *OPTIONAL))
+    opened = [_open(file, scratch) for file in files]
+    pairs = [(file, find_columns(file, settings.columns, REQUIRED, OPTIONAL)) for file in opened]
+    events = read_events(pairs, unit=settings.timestamp_unit)
+    return events, [*_note_unused(pairs), *(note for file in opened for note in file.notes)]
+
+
+def _note_unused(pairs: list[tuple[TableFile, dict[str, str]]]) -> list[str]:
     ignored = sorted({n for file, columns in pairs for n in file.column_names() if n not in columns.values()})
-    return notes + ([f"columns not used: {', '.join(ignored)}"] if ignored else [])
+    return [f"columns not used: {', '.join(ignored)}"] if ignored else []
 
 
-def _read_items(settings: IngestSettings, scratch: Path) -> ItemTable:
+def read_item_file(settings: IngestSettings, scratch: Path) -> ItemTable:
+    """Read the item table at `settings.items`; one without rows where there is none. Raises as `read_table`."""
     if settings.items is None:
         return ItemTable()
-    files = _open_files(settings.items, scratch)
+    files = [_open(file, scratch) for file in list_tables(settings.items, scratch)]
     optional = dict.fromkeys(("title", "genres", *settings.item_columns))
     return read_item_table(
         [
@@ -64,13 +71,16 @@ def _read_items(settings: IngestSettings, scratch: Path) -> ItemTable:
     )
 
 
-def _open_files(path: str, scratch: Path) -> list[TableFile]:
+def list_tables(path: str | None, scratch: Path) -> list[LocalFile]:
+    """Return the table files that `path` means, sorted; those of a URL are in `scratch` then."""
+    if path is None:
+        raise SettingsError("is missing", where="--path", expected="a file, folder, glob or URL")
     files = local_files(path, scratch)
     if len(files) > 1:
         files = [file for file in files if _suffix(file) in _SUFFIXES]  # a folder has a README or _SUCCESS beside it
     if not files:
         raise InputError("holds no table", where=path, expected=", ".join(_SUFFIXES))
-    return [_open(file, scratch) for file in files]
+    return files
 
 
 def _open(file: LocalFile, scratch: Path) -> TableFile:
