@@ -98,6 +98,7 @@ def build_sequences(args: argparse.Namespace, settings: Settings, folder: Path) 
         report=folder / "validation.json",
         docs=folder / "data_docs",
         promoted_profile=folder / "none.json",
+        judged=folder / "validated",
     )
     sequences.build_sequences(
         settings.sequences, tuple(args.protocols), data=data, quarantine=quarantine, out=folder / "sequences"

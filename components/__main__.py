@@ -65,6 +65,7 @@ def validate() -> None:
         report=REPORTS / "validation.json",
         docs=REPORTS / "data_docs",
         promoted_profile=REGISTRY / "profile.json",
+        judged=ARTIFACTS / "validated",
     )
 
 

@@ -7,9 +7,10 @@
     reports/data_docs/index.html   the same to read, with examples; opens without a network
 
 All three are computed first and written together, whether the log passes or not; only then does a log that fails raise,
-so nothing after this stage runs. The same data/, settings and promoted profile give the same bytes.
-1M rows take 8.5 s on one core, 6 s of it Great Expectations' import, and 0.6 GB (11 s with 60 % of them bad); 20M
-rows 51 s and 2.7 GB (benchmarks/bench_ingestion.py).
+so nothing after this stage runs. The same data/, settings and promoted profile give the same bytes, whether months are
+judged or their verdicts are kept from before.
+5M rows take 14 s of one core and 0.9 GB the first time, 0.9 s where one month changed; Great Expectations' import takes
+6 s more (docs/decisions/0020-validation-by-month.md).
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ from components.console import log
 from components.errors import StateError, ValidationFailedError
 from components.expectations import suites
 from components.expectations.data_docs import write_page
+from components.expectations.facts import add_up, measure
+from components.expectations.months import Month, judge_months
 from components.expectations.profile import compare, profile_log
-from components.expectations.runner import Judgement, SuiteRunner
+from components.expectations.runner import Judgement, SuiteRunner, restate
+from components.expectations.suites import Expectation
 from components.expectations.verdict import QUARANTINE, Verdict, complain, complain_about_types, count_reasons
 from components.files import read_json, replacing_file, replacing_folder, write_json
 from components.interactions import (
     INTERACTIONS,
+    list_months,
     list_partitions,
     locate_rows,
-    read_interactions,
     read_items,
     read_manifest,
     read_rows,
@@ -45,19 +49,27 @@ EXAMPLES_PER_REASON = 5  # rows shown in the data docs
 
 
 def validate(
-    settings: ValidateSettings, *, data: Path, quarantine: Path, report: Path, docs: Path, promoted_profile: Path
+    settings: ValidateSettings,
+    *,
+    data: Path,
+    quarantine: Path,
+    report: Path,
+    docs: Path,
+    promoted_profile: Path,
+    judged: Path,
 ) -> None:
     """Judge the log in `data`, write the three outputs, then raise if the log as a whole does not pass.
 
     promoted_profile: the profile of the version being served; nothing is compared where there is no such file, or
         where it describes a log from another source. No DVC dependency, on purpose: promotion writes it after this
         stage has run, and `dvc status` would never be clean.
+    judged: the folder in which the verdicts on single months stay (`components/expectations/months.py`).
 
     Raises:
         ValidationFailedError: too many bad rows, or an expectation on the whole log is broken.
         StateError: `data` holds no log, or a file of it cannot be read.
     """
-    verdict = judge_log(settings, data, promoted_profile)
+    verdict = judge_log(settings, data, promoted_profile, judged)
     _write(verdict, quarantine, report, docs)
     _log_summary(verdict, quarantine, docs)
     if verdict.complaints:
@@ -69,8 +81,8 @@ def validate(
         )
 
 
-def judge_log(settings: ValidateSettings, data: Path, promoted_profile: Path) -> Verdict:
-    """Run the three suites and return what they found; writes nothing.
+def judge_log(settings: ValidateSettings, data: Path, promoted_profile: Path, judged: Path) -> Verdict:
+    """Run the three suites and return what they found; writes verdicts on months into the folder `judged`.
 
     Rows are read only when the types are right, and the whole is judged on what is left after the quarantine.
     """
@@ -83,28 +95,39 @@ def judge_log(settings: ValidateSettings, data: Path, promoted_profile: Path) ->
         return Verdict(num_rows, types, complain_about_types(types, schemas), notes)
 
     items = read_items(data)["item_id"].combine_chunks()
-    frame = suites.event_frame(read_interactions(data, columns=INTERACTIONS.names), items)
-    pa.default_memory_pool().release_unused()  # what the table held: 0.7 GB of 20 million rows
-    rows = runner.run("rows", frame, suites.row_suite(settings, has_items=len(items) > 0))
-    quarantine, positions = _quarantine(data, len(frame), rows)
-    kept = frame[suites.EVENT].drop(index=positions)
+    suite = suites.row_suite(settings, has_items=len(items) > 0)
+    months = judge_months(runner, list_months(data), items, suite, judged)
+    rows = _join(runner, months, suite, items)
+    num_rows, counted = sum(month.num_rows for month in months), add_up([month.facts for month in months])
 
     source = _source(data)
     promoted, notes = _read_promoted(promoted_profile, source)
-    facts = suites.measure(kept, len(frame)) | (compare(kept, promoted) if promoted else {})
+    facts = measure(counted, num_rows) | (compare(counted, promoted) if promoted else {})
     whole = runner.run("log", pd.DataFrame([facts]), suites.log_suite(settings, compared=promoted is not None))
     reasons = count_reasons(rows)
     return Verdict(
-        num_rows=len(frame),
+        num_rows=num_rows,
         judgements=[*whole, *rows, *types],
         complaints=complain(whole, reasons),
         notes=notes if len(items) else [*notes, "The item table has no rows, so item ids were not looked up in it."],
         facts=facts,
-        profile=profile_log(kept, source),
-        quarantine=quarantine,
+        profile=profile_log(counted, source),
+        quarantine=_quarantine(data, num_rows, rows),
         reasons=reasons,
         examples={judgement.expectation.name: _examples(data, judgement.rows) for judgement in rows},
     )
+
+
+def _join(runner: SuiteRunner, months: list[Month], suite: list[Expectation], items: pa.Array) -> list[Judgement]:
+    """Return the suite's judgements over the rows of all months; those of no row at all give them their form."""
+    nothing = suites.event_frame(INTERACTIONS.empty_table(), np.zeros(0, np.int64), items)
+    starts = np.cumsum([0, *(month.num_rows for month in months)])
+    joined = []
+    for bit, judgement in enumerate(runner.run("rows", nothing, suite)):
+        rows = [start + month.rows_breaking(bit) for start, month in zip(starts[:-1], months, strict=True)]
+        missing = sum(month.missing[judgement.expectation.column] for month in months)
+        joined.append(restate(judgement, int(starts[-1]), missing, np.concatenate(rows)))
+    return joined
 
 
 def _read_schemas(data: Path) -> dict[str, pa.Schema]:
@@ -138,8 +161,8 @@ def _source(data: Path) -> str:
     return " ".join(parts)
 
 
-def _quarantine(data: Path, num_rows: int, rows: list[Judgement]) -> tuple[pa.Table, np.ndarray]:
-    """Return the bad rows (schema QUARANTINE, in log order), reasons joined by '; ', and their positions in the log."""
+def _quarantine(data: Path, num_rows: int, rows: list[Judgement]) -> pa.Table:
+    """Return the bad rows (schema QUARANTINE, in log order), reasons joined by '; '."""
     broken = np.zeros(num_rows, dtype=np.int64)  # bit i: breaks expectation i
     for bit, judgement in enumerate(rows):
         broken[judgement.rows] |= 1 << bit
@@ -147,7 +170,7 @@ def _quarantine(data: Path, num_rows: int, rows: list[Judgement]) -> tuple[pa.Ta
     patterns, which = np.unique(broken[positions], return_inverse=True)
     texts = ["; ".join(j.expectation.name for bit, j in enumerate(rows) if pattern >> bit & 1) for pattern in patterns]
     reasons = pa.array(texts, pa.string()).take(pa.array(which))
-    return locate_rows(data, positions).append_column("reason", reasons).cast(QUARANTINE), positions
+    return locate_rows(data, positions).append_column("reason", reasons).cast(QUARANTINE)
 
 
 def _examples(data: Path, rows: np.ndarray) -> list[dict[str, Any]]:

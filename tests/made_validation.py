@@ -65,6 +65,7 @@ class Run:
             "report": self.root / "reports" / "validation.json",
             "docs": self.root / "reports" / "data_docs",
             "promoted_profile": self.root / "registry" / "profile.json",
+            "judged": self.root / "artifacts" / "validated",
         }
 
     def write(self, columns: Columns, *, items: int = NUM_ITEMS, source: str = "table", **replaced: pa.Table) -> None:

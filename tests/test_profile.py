@@ -4,13 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from components.expectations.facts import Facts, count_events
 from components.expectations.profile import MAX_ACTIONS, SKETCH_SIZE, compare, profile_log, share_of_new, sketch
 
 
-def events(users: list[int], items: list[int], actions: list[str]) -> pd.DataFrame:
+def events(users: list[int], items: list[int], actions: list[str]) -> Facts:
     columns = {"user_id": users, "item_id": items, "timestamp": [10**9 + i for i in range(len(users))]}
     frame = pd.DataFrame(columns, dtype="Int64")
-    return frame.assign(action=pd.Categorical(actions))
+    return count_events(frame.assign(action=pd.Categorical(actions)))
 
 
 def test_a_profile_counts_what_the_log_holds():
@@ -32,7 +33,7 @@ def test_a_profile_counts_what_the_log_holds():
 def test_a_profile_of_a_million_ids_stays_small():
     ids = np.arange(1_000_000)
     frame = pd.DataFrame({"user_id": ids, "item_id": ids, "timestamp": ids, "action": pd.Categorical(["a"] * len(ids))})
-    assert len(json.dumps(profile_log(frame, "made"))) < 25_000
+    assert len(json.dumps(profile_log(count_events(frame), "made"))) < 25_000
 
 
 def test_the_share_of_new_ids_is_exact_while_the_sketch_holds_all_of_them():

@@ -1,7 +1,7 @@
 """What a log was like, in a few kilobytes: counts, action mix, and a sketch of its users and items.
 
-    profile = profile_log(events, source="table my_events.csv")    # -> reports/validation.json, registry/profile.json
-    drift = compare(events, profile)                               # {"volume_ratio": 1.02, "new_item_share": .01, ...}
+    profile = profile_log(facts, source="table my_events.csv")     # -> reports/validation.json, registry/profile.json
+    drift = compare(facts, profile)                                # {"volume_ratio": 1.02, "new_item_share": .01, ...}
 
 The profile of the promoted version is versioned in git, so it holds no id list (1M items would be 8 MB per promotion).
 It keeps the `SKETCH_SIZE` smallest 64-bit hashes of the distinct ids instead: a bottom-k sketch (Cohen & Kaplan 2007).
@@ -14,10 +14,12 @@ the standard error of a share p is sqrt(p (1 - p) / m), at most 1.6 % for m = 1,
 from __future__ import annotations
 
 import base64
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    from components.expectations.facts import Facts
 
 SKETCH_SIZE = 1024  # 8 bytes each: 11 kB of base64 per sketch
 MAX_ACTIONS = 64  # a log with more has a free-text column mapped to action; the rest counts as one action
@@ -25,42 +27,35 @@ MAX_ACTIONS = 64  # a log with more has a free-text column mapped to action; the
 _BASE64_LINE = 120  # characters: a list of lines, so that git diffs stay readable and `dvc metrics show` leaves it out
 
 
-def profile_log(events: pd.DataFrame, source: str) -> dict[str, Any]:
-    """Describe `events` (columns user_id, item_id, timestamp, action) as JSON."""
-    users, items = distinct(events["user_id"]), distinct(events["item_id"])
-    months = events["timestamp"].to_numpy("int64").astype("datetime64[s]").astype("datetime64[M]")
+def profile_log(facts: Facts, source: str) -> dict[str, Any]:
+    """Describe a log as JSON."""
     return {
         "source": source,
-        "num_events": len(events),
-        "num_users": len(users),
-        "num_items": len(items),
-        "num_months": len(np.unique(months)),
-        "first_timestamp": int(events["timestamp"].min()) if len(events) else None,
-        "last_timestamp": int(events["timestamp"].max()) if len(events) else None,
-        "actions": [[name, count] for name, count in _count_actions(events)[:MAX_ACTIONS]],
-        "user_sketch": _encode(sketch(users)),
-        "item_sketch": _encode(sketch(items)),
+        "num_events": facts.num_events,
+        "num_users": len(facts.users),
+        "num_items": len(facts.items),
+        "num_months": len(facts.months),
+        "first_timestamp": facts.first,
+        "last_timestamp": facts.last,
+        "actions": [[name, count] for name, count in _by_frequency(facts.actions)[:MAX_ACTIONS]],
+        "user_sketch": _encode(sketch(facts.users)),
+        "item_sketch": _encode(sketch(facts.items)),
     }
 
 
-def compare(events: pd.DataFrame, promoted: dict[str, Any]) -> dict[str, float]:
-    """Measure how far `events` have moved from the log that `promoted` describes.
+def compare(facts: Facts, promoted: dict[str, Any]) -> dict[str, float]:
+    """Measure how far a log has moved from the one that `promoted` describes.
 
     volume_ratio:    events now / events then
     new_user_share, new_item_share: distinct ids now that were not there then (estimated, see above)
     action_shift:    total variation between the action mixes, 1/2 sum |p - q|, in [0, 1]
     """
     return {
-        "volume_ratio": len(events) / max(promoted["num_events"], 1),
-        "new_user_share": share_of_new(distinct(events["user_id"]), _decode(promoted["user_sketch"])),
-        "new_item_share": share_of_new(distinct(events["item_id"]), _decode(promoted["item_sketch"])),
-        "action_shift": _action_shift(_count_actions(events), promoted),
+        "volume_ratio": facts.num_events / max(promoted["num_events"], 1),
+        "new_user_share": share_of_new(facts.users, _decode(promoted["user_sketch"])),
+        "new_item_share": share_of_new(facts.items, _decode(promoted["item_sketch"])),
+        "action_shift": _action_shift(facts.actions, promoted),
     }
-
-
-def distinct(ids: pd.Series) -> np.ndarray:
-    """Return the sorted distinct ids (int64); `ids` holds no nulls."""
-    return np.unique(ids.to_numpy("int64"))
 
 
 def sketch(ids: np.ndarray) -> np.ndarray:
@@ -97,16 +92,14 @@ def _decode(lines: list[str]) -> np.ndarray:
     return np.frombuffer(base64.b64decode("".join(lines)), dtype="<u8")
 
 
-def _count_actions(events: pd.DataFrame) -> list[tuple[str, int]]:
+def _by_frequency(actions: dict[str, int]) -> list[tuple[str, int]]:
     """Return (action, events), most frequent first, equal counts by name."""
-    counts = events["action"].value_counts()
-    pairs = [(str(name), int(count)) for name, count in counts.items() if count]
-    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+    return sorted(actions.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
-def _action_shift(counts: list[tuple[str, int]], promoted: dict[str, Any]) -> float:
+def _action_shift(now: dict[str, int], promoted: dict[str, Any]) -> float:
     """Total variation over the promoted actions, with everything else as one more action."""
-    now, then = dict(counts), dict(promoted["actions"])
+    then = dict(promoted["actions"])
     total_now, total_then = max(sum(now.values()), 1), max(promoted["num_events"], 1)
     p = np.array([count / total_then for count in then.values()])
     q = np.array([now.get(name, 0) / total_now for name in then])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,6 +86,27 @@ class SuiteRunner:
         # results come grouped by column: found again by the name that each expectation carries
         results = {result.expectation_config.meta["name"]: result for result in outcome.results}  # type: ignore[union-attr]
         return [_judgement(name, expectation, results[expectation.name]) for expectation in suite]
+
+
+def restate(judgement: Judgement, num_rows: int, num_missing: int, rows: np.ndarray) -> Judgement:
+    """Return `judgement` of a row expectation as it would be over `num_rows` rows of which those at `rows` break it."""
+    is_about_nulls = "missing_count" not in judgement.result.result
+    counts = {
+        "element_count": num_rows,
+        "missing_count": num_missing,
+        "missing_percent": _percent(num_missing, num_rows),
+        "unexpected_count": len(rows),
+        "unexpected_percent": _percent(len(rows), num_rows if is_about_nulls else num_rows - num_missing),
+        "unexpected_percent_nonmissing": _percent(len(rows), num_rows - num_missing),
+        "unexpected_percent_total": _percent(len(rows), num_rows),
+    }
+    judgement.result.result = {name: counts[name] for name in judgement.result.result}
+    judgement.result.success = not len(rows)
+    return replace(judgement, success=not len(rows), observed=len(rows), rows=rows)
+
+
+def _percent(part: int, whole: int) -> float | None:
+    return part / whole * 100 if whole else None
 
 
 def render_table(suite: str, judgements: list[Judgement]) -> Markup:

@@ -117,33 +117,24 @@ def type_frame(schemas: dict[str, pa.Schema]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def event_frame(log: pa.Table, items: pa.Array) -> pd.DataFrame:
-    """Return the log as a frame, row i = row i of `log`, with the columns that row_suite() judges.
+def event_frame(log: pa.Table, months: np.ndarray, items: pa.Array) -> pd.DataFrame:
+    """Return some months of the log as a frame, row i = row i of `log`, with the columns that row_suite() judges.
 
-    log: INTERACTIONS rows in log order, the first of equal events being the one that is kept.
+    log: INTERACTIONS rows in log order, the first of a month's equal events being the one that is kept.
+    months: a number for the month of each row, int64. Equal events have one time, so they lie in one month.
     items: the item table's ids (int64); empty where there is no item table.
     """
     log = log.select(INTERACTIONS.names)
     actions = log.column("action").dictionary_encode()  # a few names: 4 bytes a row instead of a string
     frame = log.set_column(log.column_names.index("action"), "action", actions).to_pandas(types_mapper=_nullable)
     frame["rating_is_number"] = ~_is_nan(log.column("rating"))
-    frame["is_first"] = ~find_repeats(frame, EVENT, keep="first")
+    frame["month"] = months
+    frame["is_first"] = ~find_repeats(frame, [*EVENT, "month"], keep="first")
     if len(items):
         # a null id is judged once, by item_id_null: it counts as known here
         known = pc.or_(pc.is_null(log.column("item_id")), pc.is_in(log.column("item_id"), value_set=items))
         frame["item_in_table"] = known.to_numpy()
     return frame
-
-
-def measure(kept: pd.DataFrame, num_rows: int) -> dict[str, float]:
-    """Return the log's facts: `kept` are the events outside the quarantine, `num_rows` the rows before it."""
-    return {
-        "bad_fraction": (num_rows - len(kept)) / max(num_rows, 1),
-        "num_events": len(kept),
-        "num_users": int(kept["user_id"].nunique()),
-        "num_items": int(kept["item_id"].nunique()),
-        "tied_share": float(find_repeats(kept, ["user_id", "timestamp"], keep=False).mean()) if len(kept) else 0.0,
-    }
 
 
 def _nullable(kind: pa.DataType) -> pd.api.extensions.ExtensionDtype | None:
