@@ -136,10 +136,18 @@ def package() -> None:
 
 
 @app.command()
+def challenge() -> None:
+    """Judge the packaged model beside the champion on events that neither has seen."""
+    from components import challenge as step
+
+    step.challenge(load_settings(), artifacts=ARTIFACTS, reports=REPORTS, registry=REGISTRY)
+
+
+@app.command()
 def promote(
     again: Annotated[bool, typer.Option("--again", help="even where it was rolled back")] = False,
 ) -> None:
-    """Make the packaged model the champion unless the gate refused it."""
+    """Make the packaged model the champion unless gate or challenge refused it."""
     from components import registry
 
     registry.promote(artifacts=ARTIFACTS, reports=REPORTS, registry=REGISTRY, again=again)

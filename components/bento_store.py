@@ -44,6 +44,21 @@ def install(export: Path, packaged: dict[str, Any]) -> None:
         _move(content, _bento_folder(packaged["tag"]))
 
 
+def unpack_model(export: Path, packaged: dict[str, Any], scratch: Path) -> Path:
+    """Unpack the model alone out of the export into `scratch`; return its folder, which is a checkpoint.
+
+    Raises:
+        StateError: as `install`.
+    """
+    _check_export(export, packaged)
+    inside = f"models/{_path_of(packaged['model_tag']).as_posix()}/"
+    with tarfile.open(export) as archive:
+        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
+        members = [member for member in archive if member.name.removeprefix("./").startswith(inside)]
+        archive.extractall(scratch, members)  # noqa: S202
+    return scratch / inside
+
+
 def is_stored(tags: dict[str, Any]) -> bool:
     """Say whether the BentoML store holds both the Bento `tag` and its model `model_tag`."""
     return _bento_folder(tags["tag"]).exists() and _model_folder(tags["model_tag"]).exists()

@@ -1,7 +1,8 @@
 """registry/decisions.jsonl: every decision about who serves, a line each, newest last. People read it, and rollback.
 
     {"time": "2026-11-28T03:12:09+00:00", "what": "promoted", "tag": "hstuflow:8d9e...", "reasons": ["on validation"],
-     "candidate": {tag, model_tag, verdict, data_hash, git_commit, metrics}, "champion": {champion.json after it}}
+     "candidate": {tag, model_tag, verdict, data_hash, git_commit, metrics}, "champion": {champion.json after it},
+     "challenge": {reports/challenge.json}}         null, or absent in older lines, where none was held
 
 what            tag                        champion
 promoted        the new champion           its record
@@ -32,6 +33,7 @@ def record_decision(
     candidate: Record,
     champion: Record | None,
     reasons: list[str],
+    challenge: Record | None = None,
 ) -> None:
     """Append a decision about `candidate`, unless it is the newest already: a stopped promotion is repeated."""
     decisions = read_decisions(registry)
@@ -42,8 +44,9 @@ def record_decision(
         "candidate": {name: candidate[name] for name in names},
         "champion": champion,
         "reasons": reasons,
+        "challenge": challenge,
     }
-    if decisions and {name: decisions[-1][name] for name in new} == new:
+    if decisions and {name: decisions[-1].get(name) for name in new} == new:
         return
     now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     with replacing_file(registry / "decisions.jsonl") as temporary:

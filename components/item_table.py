@@ -20,6 +20,7 @@ from components.checkpoint import load_model
 from components.console import log
 from components.dataset import load_sequences
 from components.errors import StateError
+from components.model import SequenceModel
 from components.model.quantized import ITEM_TABLE, OUTLIER_SHARE, dequantize, pack, quantize
 from components.ranking.quantizing import Cost, measure_cost
 
@@ -59,9 +60,15 @@ def _measure(checkpoint: Path, bits: int, sequences: Path) -> Cost:
     log_ = load_sequences(sequences)
     if facts["split"] != log_.split:
         raise StateError("was trained on other data, or split elsewhere", where=str(checkpoint), todo="Run `dvc repro`")
+    torch.set_num_threads(int(facts["settings"].get("num_threads", 1)))
+    both = {"float32": model, "quantized": with_quantized_table(model, bits)}
+    return measure_cost(both, log_, int(facts["settings"]["max_len"]))
+
+
+def with_quantized_table(model: SequenceModel, bits: int) -> SequenceModel:
+    """Return a copy of the model whose item table went through `bits` bits and back."""
     smaller = deepcopy(model)
     table = smaller.embedding.item.weight
     with torch.no_grad():
         table.copy_(dequantize(quantize(table, bits), table.shape[1]))
-    torch.set_num_threads(int(facts["settings"].get("num_threads", 1)))
-    return measure_cost({"float32": model, "quantized": smaller}, log_, int(facts["settings"]["max_len"]))
+    return smaller

@@ -1,6 +1,7 @@
 """Who serves: promotion, rollback, and the versioned pointer registry/champion.json that says so.
 
-    python -m components promote                       # the flow's last step
+    python -m components challenge                     # is it fit to follow the champion? (components/challenge.py)
+    python -m components promote                       # the flow's last step: as the challenge says
     python -m components rollback --why "slow"         # the champion before this one serves again
     python -m components serve                         # what `make serve` runs
 
@@ -19,40 +20,52 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from components.bento_store import install, is_stored, point_latest
+from components.champion import locked, read_champion, read_state
 from components.console import log
 from components.decisions import find_champion, find_rollback, read_decisions, record_decision
 from components.errors import StateError
-from components.files import read_json, write_json
+from components.files import write_json
 
 
 def promote(*, artifacts: Path, reports: Path, registry: Path, again: bool = False) -> bool:
-    """Make the packaged model the champion; return False, and keep the champion, where the gate refused it.
+    """Make the packaged model the champion; return False, and keep the champion, where gate or challenge refused it.
 
     So it is kept where the packaged model was rolled back, unless `again`. Either way `latest` is the champion
-    afterwards, where the store holds it.
+    afterwards, where the store holds it. One promotion or rollback at a time; a second one waits.
 
     Raises:
-        StateError: there is no package, the log failed validation, a file of the registry is damaged, or export and
-            package.json do not belong together.
+        StateError: there is no package, the log failed validation, a file of the registry is damaged, or export,
+            package.json and challenge.json do not belong together.
     """
-    packaged, reasons = _read(artifacts / "package.json"), _read(reports / "gate.json")["reasons"]
-    before = _read_champion(registry)
-    if before is not None and is_stored(before):
-        point_latest(before["tag"])
-    if packaged["verdict"] == "refused":
-        log.warning("%s was refused by the gate: the champion stays what it is", packaged["tag"])
-        record_decision(registry, "refused", candidate=packaged, champion=before, reasons=reasons)
-        return False
-    if not again and _was_rolled_back(packaged, registry):
-        return False
-    profile = _read_profile(reports / "validation.json")
-    install(artifacts / "hstuflow.bento", packaged)
-    champion = _succeed(packaged, before)
-    write_json(registry / "profile.json", profile)
-    if before is None or before["tag"] != champion["tag"]:
-        record_decision(registry, "promoted", candidate=packaged, champion=champion, reasons=reasons)
-    write_json(registry / "champion.json", champion)
-    point_latest(champion["tag"])
+    with locked(registry):
+        packaged, reasons = read_state(artifacts / "package.json"), read_state(reports / "gate.json")["reasons"]
+        before = read_champion(registry)
+        if before is not None and is_stored(before):
+            point_latest(before["tag"])
+        if packaged["verdict"] == "refused":
+            log.warning("%s was refused by the gate: the champion stays what it is", packaged["tag"])
+            record_decision(registry, "refused", candidate=packaged, champion=before, reasons=reasons)
+            return False
+        if not again and _was_rolled_back(packaged, registry):
+            return False
+        profile = _read_profile(reports / "validation.json")
+        if before is not None and before["tag"] == packaged["tag"]:
+            challenge = None  # nobody to compete with: what is left of a stopped promotion is finished
+        else:
+            challenge = _read_challenge(reports / "challenge.json", packaged, before)
+            if challenge["verdict"] != "passed":
+                _refuse(registry, packaged, before, challenge)
+                return False
+            reasons = [*reasons, *challenge["reasons"]]
+        install(artifacts / "hstuflow.bento", packaged)
+        champion = _succeed(packaged, before)
+        write_json(registry / "profile.json", profile)
+        if challenge is not None:
+            record_decision(
+                registry, "promoted", candidate=packaged, champion=champion, reasons=reasons, challenge=challenge
+            )
+        write_json(registry / "champion.json", champion)
+        point_latest(champion["tag"])
     _announce(champion, before)
     return True
 
@@ -67,14 +80,15 @@ def rollback(*, registry: Path, to: str | None = None, why: str | None = None) -
         StateError: nothing was promoted yet, there was no champion before, `to` never was one or is the champion, a
             file of the registry is damaged, or the store lacks the earlier Bento.
     """
-    champion = _read_champion(registry)
-    if champion is None:
-        raise StateError("nothing was promoted yet", where=str(registry / "champion.json"), todo="Run `make run`")
-    earlier = _find_earlier(champion, to, registry)
-    reasons = [why or "by hand"]
-    record_decision(registry, "rolled back", candidate=champion, champion=earlier, reasons=reasons)
-    write_json(registry / "champion.json", earlier)
-    point_latest(earlier["tag"])
+    with locked(registry):
+        champion = read_champion(registry)
+        if champion is None:
+            raise StateError("nothing was promoted yet", where=str(registry / "champion.json"), todo="Run `make run`")
+        earlier = _find_earlier(champion, to, registry)
+        reasons = [why or "by hand"]
+        record_decision(registry, "rolled back", candidate=champion, champion=earlier, reasons=reasons)
+        write_json(registry / "champion.json", earlier)
+        point_latest(earlier["tag"])
     log.info("champion: %s, instead of %s, which is promoted again with --again only", earlier["tag"], champion["tag"])
     return earlier
 
@@ -96,12 +110,12 @@ def serve(*, artifacts: Path, registry: Path, host: str, port: int) -> NoReturn:
 
 def ensure_champion(*, artifacts: Path, registry: Path) -> dict[str, Any]:
     """Return registry/champion.json after making sure that the store holds the champion and its model; see `serve`."""
-    champion = _read_champion(registry)
+    champion = read_champion(registry)
     if champion is None:
         raise _nothing_promoted(artifacts, registry / "champion.json")
     if is_stored(champion):
         return champion
-    packaged = _read(artifacts / "package.json")
+    packaged = read_state(artifacts / "package.json")
     if packaged["tag"] != champion["tag"]:
         raise StateError(
             "the champion is not in the BentoML store, and the export is another one",
@@ -133,7 +147,7 @@ def _require_free(host: str, port: int) -> None:
 def _nothing_promoted(artifacts: Path, pointer: Path) -> StateError:
     """Return the error for a missing champion.json: the gate refused the only candidate, or nothing ran so far."""
     package = artifacts / "package.json"
-    packaged = _read(package) if package.exists() else None
+    packaged = read_state(package) if package.exists() else None
     if packaged is None or packaged["verdict"] != "refused":
         return StateError("nothing was promoted yet", where=str(pointer), todo="Run `make run`")
     return StateError(
@@ -146,7 +160,7 @@ def _nothing_promoted(artifacts: Path, pointer: Path) -> StateError:
 
 def _warn_of_other_data(champion: dict[str, Any], package: Path) -> None:
     """Say in one line that the champion was trained on another log than the last package, where it was."""
-    packaged = _read(package) if package.exists() else champion
+    packaged = read_state(package) if package.exists() else champion
     if packaged["data_hash"] != champion["data_hash"]:
         log.warning(
             "serving %s, not the last candidate %s (%s): that was trained on other data, %s, the champion on %s",
@@ -156,6 +170,36 @@ def _warn_of_other_data(champion: dict[str, Any], package: Path) -> None:
             packaged["data_hash"][:12],
             champion["data_hash"][:12],
         )
+
+
+def _read_challenge(file: Path, packaged: dict[str, Any], champion: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what the challenge found of the packaged model and this champion, but not whether it was repeated.
+
+    Raises:
+        StateError: there was none, or it was about another candidate or another champion.
+    """
+    todo = "Run `python -m components challenge`, then the same command"
+    answer = read_state(file, todo)
+    observed = [one and one["tag"] for one in (answer["candidate"], answer["champion"])]
+    expected = [one and one["tag"] for one in (packaged, champion)]
+    if observed != expected:
+        raise StateError(
+            "is about another candidate or another champion",
+            where=str(file),
+            observed="{} against {}".format(*observed),
+            expected="{} against {}".format(*expected),
+            todo=todo,
+        )
+    return {name: value for name, value in answer.items() if name != "reused"}
+
+
+def _refuse(
+    registry: Path, packaged: dict[str, Any], champion: dict[str, Any] | None, challenge: dict[str, Any]
+) -> None:
+    """Write down that the challenge kept the packaged model out, and say so."""
+    reasons = [f"challenge {challenge['verdict']}", *challenge["reasons"]]
+    log.warning("%s is not promoted, the champion stays what it is: %s", packaged["tag"], "; ".join(reasons))
+    record_decision(registry, "refused", candidate=packaged, champion=champion, reasons=reasons, challenge=challenge)
 
 
 def _was_rolled_back(packaged: dict[str, Any], registry: Path) -> bool:
@@ -211,31 +255,13 @@ def _announce(champion: dict[str, Any], before: dict[str, Any] | None) -> None:
         log.info("champion: %s, before it: %s", champion["tag"], champion["previous"] or "none")
 
 
-def _read_champion(registry: Path) -> dict[str, Any] | None:
-    """Return registry/champion.json, None where nothing was promoted yet.
-
-    Raises:
-        StateError: it is damaged; it is versioned in git, so a merge may leave its markers in it.
-    """
-    pointer = registry / "champion.json"
-    if not pointer.exists():
-        return None
-    todo = f"Run `git checkout HEAD {pointer}`, or remove it and run `python -m components promote`"
-    champion = _read(pointer, todo)
-    names = {"tag", "model_tag", "verdict", "data_hash", "previous"}
-    observed = set(champion) if isinstance(champion, dict) else set()
-    if not names <= observed:
-        raise StateError("lacks keys", where=str(pointer), observed=sorted(observed), expected=sorted(names), todo=todo)
-    return dict(champion)
-
-
 def _read_profile(report: Path) -> dict[str, Any]:
     """Return the profile of the log that the model was trained on.
 
     Raises:
         StateError: the log failed validation, so the package is one of an earlier log.
     """
-    validation = _read(report)
+    validation = read_state(report)
     if validation["success"] is not True or validation["profile"] is None:
         raise StateError(
             "the log failed validation, so the packaged model is an earlier log's and is not promoted",
@@ -243,12 +269,3 @@ def _read_profile(report: Path) -> dict[str, Any]:
             todo="See `complaints` there, mend the log (or `validate` in params.yaml), then run `dvc repro`",
         )
     return dict(validation["profile"])
-
-
-def _read(file: Path, todo: str = "Run `dvc repro`") -> Any:  # noqa: ANN401 - JSON
-    if not file.exists():
-        raise StateError("is missing", where=str(file), todo=todo)
-    try:
-        return read_json(file)
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise StateError("is not JSON", where=str(file), observed=str(error), todo=todo) from error

@@ -193,6 +193,22 @@ class PackageSettings(Section):
     )
 
 
+class PromoteSettings(Section):
+    """What a challenger must show before it follows the champion (components/challenging/rule.py)."""
+
+    max_loss: float = Field(
+        ge=0, description="delta: the paired interval in the headline metric may reach down to -this"
+    )
+    min_users: int = Field(
+        ge=2, description="with events that neither has seen; of fewer the champion stays, undecided"
+    )
+    max_slice_loss: float = Field(ge=0, description="a slice may be clearly worse by this much")
+    min_slice_users: int = Field(ge=2, description="smaller slices do not count")
+    max_latency_ms: float = Field(gt=0, description="median of one answer to 200 events, on the machine that promotes")
+    max_megabytes: float = Field(gt=0, description="of the exported Bento")
+    max_score_difference: float = Field(ge=0, description="between the packaged model and the evaluated checkpoint")
+
+
 class Settings(Section):
     """All of params.yaml."""
 
@@ -205,6 +221,7 @@ class Settings(Section):
     evaluate: EvaluateSettings
     report: ReportSettings
     package: PackageSettings
+    promote: PromoteSettings
 
     @model_validator(mode="after")
     def _fit_together(self) -> Settings:

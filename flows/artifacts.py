@@ -11,6 +11,7 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from components.challenging.words import check_rows
 from components.decisions import read_decisions
 from components.files import read_json
 
@@ -71,7 +72,26 @@ def _publish_decision(file: Path) -> None:
     champion = newest["champion"]["tag"] if newest["champion"] else "none"
     reasons = "".join(f"\n* {reason}" for reason in newest["reasons"])
     about = f"**{newest['tag']} {newest['what']}** ({newest['time']}), champion: {champion}"
-    create_markdown_artifact(f"{about}\n{reasons}", key="decision")
+    checks = (newest.get("challenge") or {}).get("checks", [])
+    create_markdown_artifact(f"{about}\n{reasons}\n{check_table(checks)}", key="decision")
+
+
+def check_table(checks: list[dict[str, Any]]) -> str:
+    """Return the checks of a challenge as a Markdown table; nothing where there was none.
+
+    >>> check_table([])
+    ''
+    """
+    rows = [("check", "observed", "limit", ""), ("---", "---", "---", "---"), *check_rows(checks)]
+    return "\n".join(["", *(f"| {' | '.join(row)} |" for row in rows)]) if checks else ""
+
+
+def _publish_challenge(file: Path) -> None:
+    answer = read_json(file)
+    rows = [
+        dict(zip(("check", "observed", "limit", "outcome"), row, strict=True)) for row in check_rows(answer["checks"])
+    ]
+    publish_table("challenge", rows, f"{answer['candidate']['tag']}: {answer['verdict']}")
 
 
 def _link(key: str) -> Callable[[Path], None]:
@@ -92,5 +112,6 @@ _PUBLISHERS: dict[str, dict[Path, Callable[[Path], None]]] = {
         REPORTS / "report.html": _link("report"),
     },
     "package": {ARTIFACTS / "package.json": _publish_package},
+    "challenge": {REPORTS / "challenge.json": _publish_challenge},
     "promote": {REGISTRY / "decisions.jsonl": _publish_decision},
 }

@@ -1,4 +1,4 @@
-"""The training flow: ingestion -> the DVC stages -> promotion. Every step is a process of its own.
+"""The training flow: ingestion -> the DVC stages -> challenge -> promotion. Every step is a process of its own.
 
     python -m flows                                       what `make run` does
     python -m prefect deployment run hstuflow/nightly     the same by the worker of `make nightly`
@@ -34,7 +34,7 @@ def training_flow(
     synthetic: str | None = None,
     replace: bool = False,
 ) -> dict[str, str]:
-    """Bring the log up to date, run every stale stage, promote the model unless the gate refused it.
+    """Bring the log up to date, run every stale stage, promote the model unless gate or challenge refused it.
 
     Args:
         source: which reader; nothing given keeps the log that data/ holds, or fetches the one of params.yaml.
@@ -64,6 +64,7 @@ def training_flow(
     ingest(ingest_options(given, replace=replace))
     version_data()
     outcomes = run_stages()
+    challenge()
     promote()
     return outcomes
 
@@ -74,8 +75,15 @@ def ingest_options(given: Mapping[str, str | None], *, replace: bool) -> list[st
     return [*options, *(["--replace"] if replace else [])]
 
 
+@task(task_run_name="challenge", cache_policy=NO_CACHE, persist_result=False, timeout_seconds=3 * HOUR)
+def challenge() -> None:
+    """Judge the packaged model beside the champion; whatever comes of it is for `promote`."""
+    run_command([sys.executable, "-m", "components", "challenge"], name="challenge", log=get_run_logger().info)
+    publish("challenge")
+
+
 @task(task_run_name="promote", cache_policy=NO_CACHE, persist_result=False, timeout_seconds=HOUR)
 def promote() -> None:
-    """Make the packaged model the champion unless the gate refused it."""
+    """Make the packaged model the champion unless gate or challenge refused it."""
     run_command([sys.executable, "-m", "components", "promote"], name="promote", log=get_run_logger().info)
     publish("promote")

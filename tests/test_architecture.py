@@ -25,8 +25,10 @@ FILE_OF = {
     "train": "training",
     "evaluate": "evaluation",
     "package": "packaging",
+    "promote": "registry",
 }
-ALSO_COMMANDS = {"compare", "lineage", "promote", "rollback", "serve", "summary", "use"}  # not stages
+SECTIONS_WITHOUT_A_STAGE = {"ingest", "promote"}  # what they write, data/ and registry/, lives outside DVC
+ALSO_COMMANDS = {"challenge", "compare", "lineage", "rollback", "serve", "summary", "use"}  # not stages
 # Messages, logging, atomic writes, checked settings (whose values are parameters of the stages).
 WITHOUT_EFFECT = (
     "components/__init__.py",
@@ -187,7 +189,7 @@ def test_no_installed_distribution_is_called_kernels():
 def test_stage_section_subcommand_and_file_share_a_name():
     commands = set(get_command(app).commands)
     sections = {field.alias or name for name, field in Settings.model_fields.items()} - {"models", "protocols"}
-    assert sections == set(stages()) | {"ingest"}
+    assert sections == set(stages()) | SECTIONS_WITHOUT_A_STAGE
     assert commands == sections | ALSO_COMMANDS
     for command in sections:
         assert (ROOT / "components" / f"{FILE_OF.get(command, command)}.py").is_file()

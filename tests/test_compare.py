@@ -79,7 +79,7 @@ def test_the_seeds_of_a_side_are_averaged_user_by_user_and_their_spread_is_told(
     assert (written["sides"]["A"]["num_seeds"], written["sides"]["B"]["num_seeds"]) == (3, 0)
 
 
-def test_a_checkpoint_trained_past_t1_is_refused_by_the_command(root, tmp_path):
+def test_a_checkpoint_trained_past_t2_is_refused_by_the_command(root, tmp_path):
     later = make_root(tmp_path, events=[*walking_log(), *((user, 1 + user % 5, 200 * DAY) for user in range(200))])
     with pytest.raises(InputError, match="has seen events that are held out"):
         compare_in(root, checkpoint(later), "popularity")

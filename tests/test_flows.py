@@ -19,7 +19,7 @@ from prefect.states import Failed
 import flows.commands
 from components.errors import InputError, SourceUnreachableError, StateError
 from flows import ingestion, stages
-from flows.artifacts import metric_rows
+from flows.artifacts import check_table, metric_rows
 from flows.commands import CommandFailedError, child_environment, find_error_line, run_command
 from flows.run_log import hide_expected_tracebacks
 from flows.server import find_free_port, require_free
@@ -298,6 +298,12 @@ def test_metrics_become_one_row_for_each_condition_and_model():
     rows = metric_rows({"time_split": {"hstu": {"ndcg@10": value}, "popularity": {"ndcg@10": value}}})
     assert [row["model"] for row in rows] == ["hstu", "popularity"]
     assert json.loads(json.dumps(rows))[0]["ndcg@10"] == "0.1000 [0.0500, 0.1500]"
+
+
+def test_the_checks_of_a_decision_become_a_table_and_a_decision_without_any_none():
+    check = {"name": "users", "about": "unseen", "observed": 12, "sense": "at least", "limit": 30, "passed": False}
+    assert check_table([check]).splitlines()[-1] == "| users, unseen | 12 | at least 30 | FAILED |"
+    assert check_table([]) == ""
 
 
 @pytest.mark.parametrize("name", ["prefect.flow_runs", "prefect.task_runs"])

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from made_challenges import write_challenge
 from made_checkpoints import write_judged
 
 from components import packaging, registry
@@ -23,6 +24,7 @@ def root(tmp_path_factory):
         patch.setenv("BENTOML_HOME", str(root / "bentoml"))
         patch.setattr(packaging, "find_commit", lambda: packaging.Commit("c" * 40, 1_760_000_000))
         packaging.package(PackageSettings(model="hstu", name="hstuflow"), **folders)
+        write_challenge(root)
         registry.promote(**folders, registry=root / "registry")
     return root
 

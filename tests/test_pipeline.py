@@ -75,8 +75,18 @@ def test_prefect_has_the_run_its_tasks_and_its_artifacts_and_no_pickle(finished)
         assert database.execute("select distinct state_type from flow_run").fetchall() == [("COMPLETED",)]
         tasks = dict(database.execute("select name, state_type from task_run"))
         artifacts = {key for (key,) in database.execute("select key from artifact where key is not null")}
-    assert tasks == dict.fromkeys(["ingest", "version", *STAGES, "promote"], "COMPLETED")
-    assert artifacts == {"log", "validation", "data-docs", "metrics", "gate", "report", "package", "decision"}
+    assert tasks == dict.fromkeys(["ingest", "version", *STAGES, "challenge", "promote"], "COMPLETED")
+    assert artifacts == {
+        "log",
+        "validation",
+        "data-docs",
+        "metrics",
+        "gate",
+        "report",
+        "package",
+        "challenge",
+        "decision",
+    }
     assert not (repository.root / ".prefect" / "storage").exists()
 
 

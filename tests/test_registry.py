@@ -9,11 +9,14 @@ import os
 import socket
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
+from made_challenges import write_challenge
 
 from components import registry
+from components.champion import locked
 from components.decisions import read_decisions
 from components.errors import StateError
 from components.files import write_json
@@ -35,7 +38,7 @@ class Workspace:
         self.root, self.store = root, root / "bentoml"
         self.folders = {"artifacts": root / "artifacts", "reports": root / "reports", "registry": root / "registry"}
 
-    def package(self, version, verdict="accepted", name="hstuflow", data="d"):
+    def package(self, version, verdict="accepted", name="hstuflow", data="d", challenge="passed"):
         self.validate({"success": True, "profile": {"of": version}})
         write_json(self.folders["reports"] / "gate.json", {"reasons": [f"{version} was judged"]})
         export = self.folders["artifacts"] / "hstuflow.bento"
@@ -53,6 +56,8 @@ class Workspace:
         }
         rest = {"name": name, "checkpoint_hash": "c", "data_hash": data, "git_commit": "g", "metrics": {}}
         write_json(self.folders["artifacts"] / "package.json", packaged | rest)
+        with contextlib.suppress(StateError):  # a champion.json that a test has damaged
+            write_challenge(self.root, challenge)
 
     def validate(self, report):
         write_json(self.folders["reports"] / "validation.json", report)
@@ -95,7 +100,8 @@ class Workspace:
         return version
 
     def everything(self):
-        return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in self.root.rglob("*") if p.is_file()}
+        files = [path for path in self.root.rglob("*") if path.is_file() and path.name != ".lock"]
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
 def find_free_port():
@@ -360,10 +366,12 @@ def test_an_export_that_package_json_does_not_describe_is_refused(workspace):
     with pytest.raises(StateError, match=r"hstuflow.bento: is missing"):
         workspace.promote()
     assert not (workspace.store / "bentos").exists()
-    assert not workspace.folders["registry"].exists()
+    assert not workspace.everything().keys() & set(workspace.folders["registry"].iterdir())
 
 
-@pytest.mark.parametrize("missing", ["artifacts/package.json", "reports/gate.json", "reports/validation.json"])
+@pytest.mark.parametrize(
+    "missing", ["artifacts/package.json", "reports/gate.json", "reports/validation.json", "reports/challenge.json"]
+)
 def test_promotion_names_what_an_earlier_step_did_not_leave(workspace, missing):
     workspace.package("v1")
     (workspace.root / missing).unlink()
@@ -395,6 +403,77 @@ def test_serving_fetches_what_the_store_lacks_of_the_champion(workspace, lost):
     workspace.ensure_champion()
     assert (workspace.store / "bentos" / "hstuflow" / "v1" / "bento.yaml").read_text() == "v1"
     assert (workspace.store / "models" / "hstuflow" / "mv1" / "model.yaml").read_text() == "v1"
+
+
+@pytest.mark.parametrize("verdict", ["failed", "undecided"])
+def test_what_the_challenge_keeps_out_changes_nothing_but_the_log(workspace, caplog, verdict):
+    workspace.package("v1")
+    workspace.promote()
+    workspace.package("v2", challenge=verdict)
+    before = workspace.everything()
+    with caplog.at_level(logging.WARNING):
+        assert not workspace.promote()
+    after = workspace.everything()
+    changed = {path.name for path in after if after[path] != before.get(path)}
+    assert changed == {"decisions.jsonl"}
+    assert workspace.read_decisions()[-1]["reasons"] == [f"challenge {verdict}", f"{verdict} by hand"]
+    assert f"hstuflow:v2 is not promoted, the champion stays what it is: challenge {verdict}" in caplog.text
+    workspace.package("v2", challenge="passed")
+    assert workspace.promote()
+
+
+def test_a_challenge_against_an_earlier_champion_does_not_promote(workspace):
+    for version in ("v1", "v2"):
+        workspace.package(version)
+        workspace.promote()
+    workspace.package("v3")
+    workspace.rollback()  # while the challenge against v2 was held
+    before = workspace.everything()
+    words = r"challenge\.json: .*observed hstuflow:v3 against hstuflow:v2, expected hstuflow:v3 against hstuflow:v1"
+    with pytest.raises(StateError, match=words):
+        workspace.promote()
+    assert workspace.everything() == before
+
+
+def test_a_decision_of_earlier_versions_has_no_challenge_and_is_still_read(workspace):
+    workspace.package("v1")
+    workspace.promote()
+    log = workspace.folders["registry"] / "decisions.jsonl"
+    old = {name: value for name, value in json.loads(log.read_text()).items() if name != "challenge"}
+    log.write_text(json.dumps(old) + "\n")
+    workspace.package("v2")
+    assert workspace.promote()
+    assert workspace.decisions == [("promoted", f"hstuflow:{v}", f"hstuflow:{v}") for v in ("v1", "v2")]
+
+
+@pytest.mark.parametrize("first", ["promote", "rollback"])
+def test_of_two_promotions_or_rollbacks_at_once_the_second_waits_and_then_sees_what_the_first_did(workspace, first):
+    for version in ("v1", "v2"):
+        workspace.package(version)
+        workspace.promote()
+    workspace.package("v3")
+    outcome = []
+
+    def second():
+        try:
+            outcome.append(workspace.promote())
+        except StateError as error:
+            outcome.append(error)
+
+    waiting = threading.Thread(target=second)
+    with locked(workspace.folders["registry"]):
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()
+        assert workspace.champion["tag"] == "hstuflow:v2"
+        if first == "rollback":  # what the holder of the lock does meanwhile
+            write_json(workspace.folders["registry"] / "champion.json", workspace.champion | {"tag": "hstuflow:v1"})
+    waiting.join()
+    if first == "promote":
+        assert outcome == [True]
+        assert workspace.champion["tag"] == "hstuflow:v3"
+    else:
+        assert "is about another candidate or another champion" in str(outcome[0])
 
 
 def test_promotion_alone_moves_latest_and_brings_it_back_to_the_champion(workspace):

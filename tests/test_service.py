@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from made_challenges import write_challenge
 from made_checkpoints import write_judged
 from made_items import GENRES, structure
 
@@ -40,6 +41,7 @@ def root(tmp_path_factory):
         for commit in ("a" * 40, "b" * 40):  # the store keeps the first one's model, of the same weights
             patch.setattr(packaging, "find_commit", lambda commit=commit: packaging.Commit(commit, 1_760_000_000))
             packaging.package(PackageSettings(model="hstu", name="hstuflow"), **folders)
+            write_challenge(root)
             registry.promote(**folders, registry=root / "registry")
     return root
 

@@ -28,7 +28,7 @@ def judge_entrants(cell: Cell, entrants: Mapping[str, Entrant]) -> tuple[Targets
     scorers = {name: entrant.scorer for name, entrant in entrants.items()}
     test = judge_part(cell, "test", scorers)
     unknown_time = judge_unknown_time(cell, scorers, test)
-    test, unknown_time = _count_misses(test, entrants), _count_misses(unknown_time, entrants)
+    test, unknown_time = count_misses(test, entrants), count_misses(unknown_time, entrants)
     is_tied = find_tied(cell.sequences, test.targets.rows)
     conditions = build_conditions(cell.protocol, test, test, unknown_time, is_tied)
     del conditions[f"{cell.protocol}.valid"]  # it was built of the test part, for want of another
@@ -44,7 +44,7 @@ def fit_named_baselines(cell: Cell, names: Iterable[str]) -> dict[str, Scorer]:
     return {name: fitted[name] for name in wanted}
 
 
-def _count_misses(judged: Judged, entrants: Mapping[str, Entrant]) -> Judged:
+def count_misses(judged: Judged, entrants: Mapping[str, Entrant]) -> Judged:
     """Give nothing for a target that an entrant does not know, wherever the ties of unscored items would place it."""
 
     def without_misses(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -38,7 +38,14 @@ def slice_test(
     sequences: Sequences, judged: Judged, metric: int, interval: Interval
 ) -> dict[str, list[dict[str, Any]]]:
     """Give column `metric` for every slice that has targets: kind -> [{name, users, targets, models}]."""
-    targets = judged.targets
+    return {
+        kind: [_describe(name, which, judged, metric, interval) for name, which in slices]
+        for kind, slices in cut_slices(sequences, judged.targets).items()
+    }
+
+
+def cut_slices(sequences: Sequences, targets: Targets) -> dict[str, list[Slice]]:
+    """Cut targets into the slices of every kind; those without a target are left out."""
     is_cold = targets.items < 0
     tenths = find_tenths(fit_popularity(sequences, "valid"))[targets.items]
     kinds = {
@@ -47,10 +54,7 @@ def slice_test(
         "item_popularity": _set_apart(is_cold, ((str(n), tenths == n) for n in range(1, NUM_TENTHS + 1))),
         "activity": _cut(find_activities(targets), ACTIVITIES, unit=" a day"),
     }
-    return {
-        kind: [_describe(name, which, judged, metric, interval) for name, which in slices if which.any()]
-        for kind, slices in kinds.items()
-    }
+    return {kind: [one for one in slices if one[1].any()] for kind, slices in kinds.items()}
 
 
 def find_item_ages(sequences: Sequences, targets: Targets) -> np.ndarray:
