@@ -201,6 +201,23 @@ def compare(
 
 
 @app.command()
+def backtest(
+    first: Annotated[str, typer.Option("--from", help="first night, as in 2000-08-01")],
+    last: Annotated[str, typer.Option("--to", help="last night at the latest")],
+    every: Annotated[int, typer.Option(min=1, help="days between two nights")] = 1,
+    every_user: Annotated[int, typer.Option(min=1, help="only every n-th user, to be quick")] = 1,
+) -> None:
+    """Replay the nightly cycle over history: quality over time, champion changes, what a frozen model would lose."""
+    from components import backtest as step
+    from components import sequences, training
+    from components.backtesting.nights import make_plan
+
+    plan = make_plan(first, last, every, every_user)
+    build, train = sequences.build_sequences, training.train
+    step.backtest(load_settings(), plan, build=build, train=train, data=DATA, artifacts=ARTIFACTS, reports=REPORTS)
+
+
+@app.command()
 def lineage(
     tag: Annotated[str, typer.Argument(help="an answer's model.bento or model.tag; hstuflow:latest is the champion")],
     json: Annotated[Path | None, typer.Option(help="write all of it to this file, too")] = None,

@@ -14,11 +14,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from components.files import reading
 from components.serving.attributes import ItemAttributes
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # not on the bare GPU machine
 
 ItemId = int | str
 
@@ -100,6 +104,11 @@ def load_catalogue(checkpoint: Path, *, key_type: str) -> Catalogue:
     file = checkpoint / "catalogue.parquet"
     with reading(file, todo="Run `dvc repro`"):
         table = pq.read_table(file)
+    return read_catalogue(table, key_type=key_type)
+
+
+def read_catalogue(table: pa.Table, *, key_type: str) -> Catalogue:
+    """Return the catalogue that a table with the columns of catalogue.parquet describes."""
     keys = table["key"].to_pylist()
     return Catalogue(
         item_ids=tuple(map(int, keys)) if key_type == "int" else tuple(keys),

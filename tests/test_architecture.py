@@ -28,7 +28,7 @@ FILE_OF = {
     "promote": "registry",
 }
 SECTIONS_WITHOUT_A_STAGE = {"ingest", "promote"}  # what they write, data/ and registry/, lives outside DVC
-ALSO_COMMANDS = {"challenge", "compare", "lineage", "rollback", "serve", "summary", "use"}  # not stages
+ALSO_COMMANDS = {"backtest", "challenge", "compare", "lineage", "rollback", "serve", "summary", "use"}  # not stages
 # Messages, logging, atomic writes, checked settings (whose values are parameters of the stages).
 WITHOUT_EFFECT = (
     "components/__init__.py",

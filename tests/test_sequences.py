@@ -12,7 +12,7 @@ from made_logs import DAY, build, walking_log, write_log
 
 from components.dataset import load_sequences
 from components.errors import StateError
-from components.sequences import number_items
+from components.event_log import number_items
 from components.settings import SequencesSettings
 from components.splits import find_boundaries, split_by_time, split_leave_one_out
 

@@ -66,7 +66,8 @@ def describe_window(contest: Mapping[str, Any]) -> str:
 
 def _print_values(contest: Mapping[str, Any]) -> None:
     against = {"champion": contest["paired"], **contest["baselines"]}
-    rows = [(name, _show(value, ""), _show_difference(against.get(name))) for name, value in contest["values"].items()]
+    order = [name for name in ("challenger", *against) if name in contest["values"]]
+    rows = [(name, _show(contest["values"][name], ""), _show_difference(against.get(name))) for name in order]
     print_table(f"{contest['metric']}, mean over users", ["", "value", "challenger minus it"], rows)
 
 

@@ -36,6 +36,19 @@ INK, FAINT = "#000001", "#000002"
 HEX = {name: f"#0000{10 + number}" for number, name in enumerate(COLOURS)}
 PLACEHOLDERS = {INK: "currentColor", FAINT: "var(--line)"} | {value: f"var(--{name})" for name, value in HEX.items()}
 LIGHT = {"line": "#dcdfe4"} | {name: colour for name, (colour, _) in COLOURS.items()}
+# As style.css has them.
+DARK = {
+    "line": "#343a42",
+    "series-0": "#6ba8ff",
+    "series-1": "#ff9a5c",
+    "series-2": "#9aa2ad",
+    "series-3": "#e0b83d",
+    "series-4": "#3fc7b5",
+    "series-5": "#c890f0",
+    "accepted": "#4cc38a",
+    "inconclusive": "#e2a336",
+    "refused": "#ff7b7f",
+}
 # Inches of 72 points. A phone leaves 358 px for 324 points, so that 11 points of text are 12 px there.
 WIDTH, TEXT = 4.5, 11
 ROW, LINE = 0.16, 0.19  # height of a row of marks, of a line of its label
@@ -78,7 +91,7 @@ def draw_intervals(
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.set_xlabel(xlabel)
     axes.grid(visible=True, axis="x", color=FAINT, linewidth=0.8)
-    return _finish(figure, axes, name, title, _describe_rows(rows, series))
+    return finish(figure, axes, name, title, _describe_rows(rows, series))
 
 
 def draw_curves(
@@ -111,13 +124,16 @@ def draw_curves(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(visible=True, axis="y", color=FAINT, linewidth=0.8)
-    return _finish(figure, axes, name, title, _describe_curves(series, levels, xlabel))
+    return finish(figure, axes, name, title, _describe_curves(series, levels, xlabel))
 
 
 def standalone(svg: str) -> str:
-    """Return a plot that brings its own (light) colours and background."""
-    colours = ";".join(f"--{name}:{value}" for name, value in LIGHT.items())
-    style = f"<style>svg{{color:#1c1e21;background:#fff;font-family:sans-serif;{colours}}}</style>"
+    """Return a plot that brings its own colours and background, light or dark as the reader's other pages are."""
+    light, dark = (";".join(f"--{name}:{value}" for name, value in colours.items()) for colours in (LIGHT, DARK))
+    style = (
+        f"<style>svg{{color:#1c1e21;background:#fff;font-family:sans-serif;{light}}}"
+        f"@media (prefers-color-scheme: dark){{svg{{color:#e6e8eb;background:#15181c;{dark}}}}}</style>"
+    )
     return re.sub(r"(<svg\b[^>]*>)", lambda match: match[1] + style, svg, count=1) + "\n"
 
 
@@ -125,7 +141,11 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.add_subplot()
+    return figure, style_axes(figure.add_subplot())
+
+
+def style_axes(axes: Axes) -> Axes:
+    """Give axes the look of all plots; return them."""
     axes.patch.set_visible(False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
@@ -134,10 +154,11 @@ def _figure(height: float) -> tuple[Figure, Axes]:
         axis.label.set_color(INK)
         axis.label.set_fontsize(TEXT)
     axes.set_axisbelow(True)
-    return figure, axes
+    return axes
 
 
-def _finish(figure: Figure, axes: Axes, name: str, title: str, description: str) -> str:
+def finish(figure: Figure, axes: Axes, name: str, title: str, description: str, *, columns: int | None = None) -> str:
+    """Return the figure as SVG, the legend of `axes` above it, in as many columns as fit."""
     import matplotlib as mpl
 
     handles, labels = axes.get_legend_handles_labels()
@@ -145,7 +166,7 @@ def _finish(figure: Figure, axes: Axes, name: str, title: str, description: str)
         handles,
         labels,
         loc="outside upper left",
-        ncols=3 if sum(map(len, labels)) < 2.2 * LABEL_WIDTH else 2 if max(map(len, labels)) < 22 else 1,
+        ncols=columns or (3 if sum(map(len, labels)) < 2.2 * LABEL_WIDTH else 2 if max(map(len, labels)) < 22 else 1),
         frameon=False,
         fontsize=TEXT,
         labelcolor=INK,

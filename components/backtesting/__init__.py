@@ -1,0 +1,1 @@
+"""What `python -m components backtest` consists of: nights, past, future, story, plot, page."""
