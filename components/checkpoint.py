@@ -28,6 +28,22 @@ _SINCE_THEN = {
     "mixture_item_vectors": 1,
     "request_time_dropout": 0.0,
 }
+# What the weights mean to this code. A later version may know other values, or keys, and mean other scores by them.
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "bias": ("none", "position", "time", "position+time"),
+    "attention": ("pointwise", "softmax"),
+    "feed_forward": ("none", "gelu", "swiglu"),
+    "head": ("dot", "mixture"),
+}
+_KEYS = {
+    *_CHOICES,
+    *("max_len", "dim", "num_blocks", "num_heads", "head_dim_qk", "head_dim_v", "dropout", "bias_per_head"),
+    *("gated_residual", "mixture_query_vectors", "mixture_item_vectors", "request_time_dropout"),
+    # How it was trained:
+    *("loss", "num_negatives", "gbce_calibration", "temperature", "batch_size", "learning_rate", "weight_decay"),
+    *("warmup_steps", "schedule", "cycles", "windows", "stochastic_length", "epochs", "patience", "refit", "seed"),
+    *("num_threads", "backend"),
+}
 
 
 def load_model(checkpoint: Path, *, selected: bool = False) -> tuple[SequenceModel, dict[str, Any]]:
@@ -36,7 +52,8 @@ def load_model(checkpoint: Path, *, selected: bool = False) -> tuple[SequenceMod
     `selected`: as it was before a refit, if there was one: the only one that validation may judge.
 
     Raises:
-        StateError: the folder is missing, is no checkpoint, or its weights belong to another model.
+        StateError: the folder is missing, is no checkpoint, needs code of another version, or its weights belong to
+            another model.
     """
     from safetensors import SafetensorError  # not on the bare GPU machine
     from safetensors.torch import load_file
@@ -69,4 +86,20 @@ def _read_facts(checkpoint: Path) -> dict[str, Any]:
     missing = [key for key in _NEEDED if key not in facts] if isinstance(facts, dict) else list(_NEEDED)
     if missing:
         raise StateError("is not a checkpoint of hstuflow", where=str(file), expected=f"the keys {', '.join(missing)}")
+    _check_settings(facts["settings"], file)
     return facts
+
+
+def _check_settings(settings: dict[str, Any], file: Path) -> None:
+    """Raise StateError for settings that this code does not know: it would read the weights as something else."""
+    unknown = sorted(set(settings) - _KEYS)
+    unknown += [
+        f"{key}: {settings[key]}" for key, known in _CHOICES.items() if settings.get(key, known[0]) not in known
+    ]
+    if unknown:
+        raise StateError(
+            "needs the code of another version",
+            where=str(file),
+            observed=f"settings {', '.join(unknown)}",
+            todo="Use the code that trained it: its git commit is in the Bento of the same promotion",
+        )

@@ -96,6 +96,9 @@ def rollback(*, registry: Path, to: str | None = None, why: str | None = None) -
 def serve(*, artifacts: Path, registry: Path, host: str, port: int) -> NoReturn:
     """Become `bentoml serve` of the champion; fetches it from the export where the store lacks it.
 
+    The service follows registry/champion.json, so a promotion or a rollback needs no restart, unless HSTUFLOW_FOLLOW
+    says otherwise: empty, it keeps the model it began with. The code stays that of the Bento it began with.
+
     Raises:
         StateError: the port is taken, nothing was promoted yet, champion.json is damaged, or the champion is neither in
             the store nor in artifacts/.
@@ -105,7 +108,9 @@ def serve(*, artifacts: Path, registry: Path, host: str, port: int) -> NoReturn:
     _warn_of_other_data(champion, artifacts / "package.json")
     log.info("%s at http://%s:%d (verdict: %s)", champion["tag"], host, port, champion["verdict"])
     command = [sys.executable, "-P", "-m", "bentoml", "serve", champion["tag"], "--host", host, "--port", str(port)]
-    os.execve(sys.executable, command, os.environ | {"BENTOML_DO_NOT_TRACK": "True", "OMP_NUM_THREADS": "1"})  # noqa: S606
+    ours = {"BENTOML_DO_NOT_TRACK": "True", "OMP_NUM_THREADS": "1"}
+    follow = {"HSTUFLOW_FOLLOW": str((registry / "champion.json").absolute())}
+    os.execve(sys.executable, command, follow | os.environ | ours)  # noqa: S606
 
 
 def ensure_champion(*, artifacts: Path, registry: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ the model and the process, /livez and /readyz. Read from the environment:
 HSTUFLOW_HISTORIES   where histories are kept: sqlite:///hstuflow-histories.db (in the working directory), or redis://...
 HSTUFLOW_CACHE_MB    memory for encoded users (256)
 HSTUFLOW_TOKEN       what clients have to send as `Authorization: Bearer <token>`; unset: nothing
+HSTUFLOW_FOLLOW      registry/champion.json: serve the model that it names, from the store, and the next one once it
+                     names another (components/serving/following.py); unset: the model of this Bento
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import gc
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,26 +28,48 @@ from typing import Any
 import bentoml
 import torch
 
-from components.errors import HstuflowError
+from components.errors import HstuflowError, StateError
 from components.recommender import Recommender
 from components.serving.app import Served, build_app, routes_of
 from components.serving.deadline import RequestDeadline
 from components.serving.engine import Engine
+from components.serving.following import Follower
 from components.serving.guard import RequestGuard
 from components.serving.history_store import check_url
 from components.serving.item_map import ItemMap, load_item_map
 from components.serving.schemas import ModelFacts
 from components.serving.search import EXACT_UP_TO
-from components.serving.watching import RequestWatch, log_as_json
+from components.serving.watching import MODEL_SINCE, RequestWatch, log_as_json
 
 _MODEL = "checkpoint"  # the alias under which packaging.py put it into this Bento
 _HISTORIES = "sqlite:///hstuflow-histories.db"
 _SECONDS = 10
 
+log = logging.getLogger("hstuflow.service")
+
 
 def _load(folder: Path, *, exact_up_to: int = EXACT_UP_TO) -> tuple[Recommender, ItemMap | None]:
     recommender = Recommender.load(folder, exact_up_to=exact_up_to)
     return recommender, load_item_map(folder, dim=recommender.vectors_XD.shape[1])
+
+
+def _find(tag: str) -> bentoml.Model:
+    """Return a stored model; raises StateError where there is none."""
+    try:
+        return bentoml.models.get(tag)
+    except bentoml.exceptions.NotFound:
+        raise StateError(
+            "is not in the BentoML store", where=tag, todo="`python -m components promote` brings it in"
+        ) from None
+
+
+def _state_of(tag: str) -> object:
+    """Return what changes when a stored model does, None where there is none."""
+    try:
+        folder = Path(_find(tag).path)
+        return sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
+    except (HstuflowError, OSError):
+        return None
 
 
 def _served() -> Served:
@@ -84,6 +109,7 @@ def _read_environment() -> tuple[str, int, str | None]:
 
 _refuse_a_broken_model()
 _STORE_URL, _CACHE_BYTES, _TOKEN = _read_environment()
+_FOLLOW = os.environ.get("HSTUFLOW_FOLLOW", "").strip()
 APP = build_app(_served)
 
 
@@ -96,28 +122,66 @@ class RecommendService:
         log_as_json()
         logging.getLogger("bentoml.access").setLevel(logging.WARNING)  # a second line a request, with user ids in paths
         torch.set_num_threads(1)  # scale by workers: two threads on a busy machine are 3-5x slower than one
-        stored = bentoml.models.get(_MODEL)
-        metadata: Mapping[str, Any] = stored.info.metadata
-        recommender, item_map = _load(Path(stored.path))
-        engine = Engine(recommender, store_url=_STORE_URL, max_cache_bytes=_CACHE_BYTES, item_map=item_map)
-        engine.new_items.follow()
-        self.served = Served(
-            engine, _model_facts(str(stored.tag), metadata), metadata["metrics"], metadata["item_table"]
-        )
-        recommender.recommend([(recommender.catalogue.item_ids[0], 0)], k=1)  # the first call is the slow one
+        self.served: Served | None = None  # replaced as a whole
+        self.follower = Follower(Path(_FOLLOW), take=self._take, state_of=_state_of) if _FOLLOW else None
+        if self.follower:
+            self.follower.look()
+        if self.served is None:
+            self._swap(bentoml.models.get(_MODEL))
         gc.collect()
         gc.freeze()  # what was imported stays: walking through it again and again stopped every request for 0.3 s
+        if self.follower:
+            self.follower.start()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
         """Let go of the store."""
-        self.served.engine.close()
+        if self.follower:
+            self.follower.close()
+        if self.served:
+            self.served.engine.close()
+
+    def _take(self, tag: str) -> bool:
+        """Serve a model by its tag; return whether it took another one's place."""
+        stored, before = _find(tag), self.served
+        if before is not None and before.facts.tag == str(stored.tag):
+            return False
+        self._swap(stored)
+        return before is not None
+
+    def _swap(self, stored: bentoml.Model) -> None:
+        """Load a model with all that belongs to it, warm it up, and let it answer from the next request on."""
+        began, before = time.monotonic(), self.served
+        metadata: Mapping[str, Any] = stored.info.metadata
+        recommender, item_map = _load(Path(stored.path))
+        engine = before.engine.follow_with(recommender, item_map) if before else _first_engine(recommender, item_map)
+        engine.new_items.follow()
+        facts = _model_facts(str(stored.tag), metadata)
+        # Packages of earlier versions say nothing of their item table: it was float32 then.
+        served = Served(engine, facts, metadata["metrics"], metadata.get("item_table"), self.follower)
+        _warm_up(recommender)
+        self.served = served
+        MODEL_SINCE.set(served.since)
+        log.info("serving %s, loaded in %.1f s, code of %s", facts.tag, time.monotonic() - began, facts.bento)
+        if before:
+            before.engine.new_items.close()
 
 
 # mypy ignores class decorators. The first one is the outermost.
 RecommendService.add_asgi_middleware(RequestWatch, routes=routes_of(APP))  # type: ignore[attr-defined]
 RecommendService.add_asgi_middleware(RequestDeadline, seconds=_SECONDS)  # type: ignore[attr-defined]
 RecommendService.add_asgi_middleware(RequestGuard, token=_TOKEN)  # type: ignore[attr-defined]
+
+
+def _first_engine(recommender: Recommender, item_map: ItemMap | None) -> Engine:
+    return Engine(recommender, store_url=_STORE_URL, max_cache_bytes=_CACHE_BYTES, item_map=item_map)
+
+
+def _warm_up(recommender: Recommender) -> None:
+    """Ask once as users will: the first calls are the slow ones."""
+    ids, length = recommender.catalogue.item_ids, recommender.max_len
+    recommender.recommend([(ids[number % len(ids)], number) for number in range(length)], k=10)
+    recommender.recommend([], k=10)
 
 
 def _model_facts(tag: str, metadata: Mapping[str, Any]) -> ModelFacts:

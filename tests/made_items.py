@@ -14,7 +14,8 @@ TITLES = [f"Film {number} ({1990 + number % 3})" for number in range(60)]
 
 def write_structured(folder, keys=KEYS, **options):
     """Fabricate a checkpoint like that."""
-    return structure(write_checkpoint(folder, keys, genres=GENRES, titles=TITLES, **options), len(keys))
+    number = len(keys)
+    return structure(write_checkpoint(folder, keys, genres=GENRES[:number], titles=TITLES[:number], **options), number)
 
 
 def structure(checkpoint, num_items):

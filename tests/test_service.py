@@ -17,6 +17,7 @@ import pytest
 from made_challenges import write_challenge
 from made_checkpoints import write_judged
 from made_items import GENRES, structure
+from made_services import free_port, stop, wait_until_ready
 
 from components import packaging, registry
 from components.recommender import Recommender
@@ -68,33 +69,6 @@ def served(root, tmp_path_factory):
                 yield client, server
         finally:
             stop(server)
-
-
-def stop(server):
-    """End the server and its workers, which are no members of its process group."""
-    if server.poll() is None:
-        workers = psutil.Process(server.pid).children(recursive=True)
-        server.terminate()
-        server.wait()
-        for worker in workers:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                worker.kill()
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def wait_until_ready(client, server, log):
-    while True:
-        try:
-            if client.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            assert server.poll() is None, log.read_text()
-        time.sleep(0.2)
 
 
 def ask(client, **request):

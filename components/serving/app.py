@@ -7,8 +7,10 @@ error is {"error": one sentence}.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import cached_property
 from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +30,7 @@ from components.errors import HstuflowError
 from components.recommender import Answer, Wishes
 from components.serving.guard import refuse
 from components.serving.history_store import StoredEvent, StoreError
-from components.serving.pages import add_page
+from components.serving.pages import TitleFinder, add_page
 from components.serving.rules import Wanted
 from components.serving.schemas import (
     MAX_ID_LENGTH,
@@ -37,6 +39,7 @@ from components.serving.schemas import (
     EventsRequest,
     ExplainRequest,
     Filters,
+    Followed,
     ForgottenAnswer,
     Info,
     InsertedAnswer,
@@ -63,6 +66,7 @@ from components.serving.wording import explain, refusals
 
 if TYPE_CHECKING:
     from components.serving.engine import Engine, Glance
+    from components.serving.following import Follower
 
 log = logging.getLogger("hstuflow.service")
 
@@ -98,7 +102,10 @@ PathUserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, pattern
 
 
 class Served:
-    """What the routes need of the running service."""
+    """What the routes need of the running service: one model and all that belongs to it.
+
+    A service that follows the champion replaces it as a whole, so a request asks for it once and keeps what it got.
+    """
 
     def __init__(
         self,
@@ -106,10 +113,23 @@ class Served:
         facts: ModelFacts,
         metrics: Mapping[str, Mapping[str, float]],
         item_table: Mapping[str, Any] | None = None,
+        follower: Follower | None = None,
     ) -> None:
         self.engine, self.facts, self.metrics = engine, facts, metrics
         self.item_table = ItemTable(**(item_table or {"values": "float32"}))
+        self.follower = follower
+        self.since = int(time.time())
         self.watch = Watch()
+
+    @cached_property
+    def titles(self) -> TitleFinder:
+        """The trained items by the words of their titles."""
+        return TitleFinder(self.engine.new_items.trained.catalogue)
+
+    @property
+    def champion(self) -> Followed | None:
+        """What is known of the champion, where it is followed."""
+        return Followed(tag=self.follower.tag, refused=self.follower.refused) if self.follower else None
 
     def look(self, request: Whose) -> Glance:
         """Encode the history that a request is about."""
@@ -184,10 +204,13 @@ def _add_recommendations(app: FastAPI, served: Callable[[], Served]) -> None:
     @app.get("/info", responses=refusals(401, 429, 504))
     def info() -> Info:
         """Say what is served, and what evaluation said of it."""
-        here, recommender = served(), served().engine.recommender
+        here = served()
+        recommender = here.engine.recommender
         split, item_map = recommender.facts["split"], here.engine.new_items.item_map
         return Info(
             model=here.facts,
+            model_since=here.since,
+            champion=here.champion,
             metrics={name: dict(metric) for name, metric in here.metrics.items()},
             item_table=here.item_table,
             num_items=len(recommender.catalogue.item_ids),

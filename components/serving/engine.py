@@ -10,9 +10,11 @@ Shapes: D width of the model.
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,16 +25,15 @@ from torch import Tensor
 from components.catalogue import ItemId
 from components.model.hstu import HSTU
 from components.recommender import Event, Recommender, resolve_request_time
-from components.serving.history_store import Appended, HistoryStore, StoredEvent, StoreError, open_store
+from components.serving.history_store import Appended, HistoryStore, StoredEvent, StoreError
 from components.serving.item_map import ItemMap
+from components.serving.lazy_store import LazyStore
 from components.serving.new_items import NewItems
 from components.serving.user_states import UserStates, window_start
 
 HistoryFrom = Literal["request", "store", "request, store unreachable", "nowhere, store unreachable"]
 
 log = logging.getLogger("hstuflow.service")
-
-_SECONDS_BETWEEN_TRIES = 2.0  # as long as one try to open a locked SQLite file may take
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,16 +76,32 @@ class Engine:
         max_cache_bytes: int = 256 << 20,
         item_map: ItemMap | None = None,
     ) -> None:
-        self.new_items = NewItems(recommender, item_map, store=lambda: self.store)
-        model = recommender.model
-        self.states = UserStates(model, max_bytes=max_cache_bytes) if isinstance(model, HSTU) else None
+        self._lazy_store = LazyStore(store_url)
+        self._max_cache_bytes = max_cache_bytes
         # One request computes at a time. Threads that compute side by side take one another's core and the interpreter:
         # of 8 connections, 100 answers a second instead of 71 (one core). Waiting for the store needs no turn.
         self.turn = threading.Lock()
-        self._store_url = store_url
-        self._store: HistoryStore | None = None  # opened by the first who needs it: many never will
-        self._failure: tuple[StoreError | None, float] = (None, 0.0)
-        self._opening = threading.Lock()
+        self._caches: weakref.WeakSet[UserStates] = weakref.WeakSet()  # whoever is forgotten is so in all of them
+        self._entering = threading.Lock()  # of caches
+        self._take(recommender, item_map)
+
+    def follow_with(self, recommender: Recommender, item_map: ItemMap | None) -> Engine:
+        """Return an engine of another model over the same histories; requests that began on this one end on it.
+
+        Nothing that it makes refers to this one, so this model's memory is free once the last such request has ended.
+        """
+        after = copy.copy(self)
+        after._take(recommender, item_map)
+        return after
+
+    def _take(self, recommender: Recommender, item_map: ItemMap | None) -> None:
+        """Build what belongs to one model: the items inserted into it, and the cache of users it has encoded."""
+        self.new_items = NewItems(recommender, item_map, store=self._lazy_store.open)
+        model, self.states = recommender.model, None
+        if isinstance(model, HSTU):
+            self.states = UserStates(model, max_bytes=self._max_cache_bytes)
+            with self._entering:
+                self._caches.add(self.states)
 
     @property
     def recommender(self) -> Recommender:
@@ -94,21 +111,7 @@ class Engine:
     @property
     def store(self) -> HistoryStore:
         """The store of histories; raises StoreError where it cannot be used."""
-        with self._opening:
-            if self._store is None:
-                self._store = self._open()
-            return self._store
-
-    def _open(self) -> HistoryStore:
-        """Open the store; a failure stands for a moment, or everybody would wait for it one after the other."""
-        failure, until = self._failure
-        if failure is not None and time.monotonic() < until:
-            raise failure
-        try:
-            return open_store(self._store_url)
-        except StoreError as error:
-            self._failure = error, time.monotonic() + _SECONDS_BETWEEN_TRIES
-            raise
+        return self._lazy_store.open()
 
     def look(
         self, history: Sequence[Event] | None = None, user_id: str | None = None, request_time: int | None = None
@@ -152,19 +155,22 @@ class Engine:
         return self.store.append(user_id, events)
 
     def forget(self, user_id: str) -> int:
-        """Delete a user from store and cache; return how many events there were. Raises StoreError."""
+        """Delete a user from store and caches; return how many events there were. Raises StoreError.
+
+        Of all models' caches: a request may have begun before the model was replaced.
+        """
         try:
             return self.store.forget(user_id)
         finally:  # after it: what is read while the store still has the events must not stay
-            if self.states is not None:
-                self.states.forget(user_id)
+            with self._entering:
+                caches = list(self._caches)
+            for states in caches:
+                states.forget(user_id)
 
     def close(self) -> None:
         """Let go of the store."""
         self.new_items.close()
-        with self._opening:
-            if self._store is not None:
-                self._store.close()
+        self._lazy_store.close()
 
     def _encode_stored(self, states: UserStates, user_id: str, found: Reading, generation: int) -> Tensor:
         model = found.recommender.model

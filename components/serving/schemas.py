@@ -361,10 +361,19 @@ class ItemMapFacts(Answered):
     cosine_of_mean: float = Field(description="the same of the mean vector: what knowing nothing gives")
 
 
+class Followed(Answered):
+    """The champion, of a service that follows it."""
+
+    tag: str | None = Field(description="of the champion's model; null where its pointer cannot be read")
+    refused: str | None = Field(description="why it is not what is served; null: it is")
+
+
 class Info(Answered):
     """What is served, and what evaluation said of it."""
 
     model: ModelFacts
+    model_since: int = Field(description="seconds; when this model was loaded")
+    champion: Followed | None = Field(description="null: the service was not told to follow it")
     metrics: dict[str, dict[str, float]] = Field(description="metric -> value, low, high: the test part's")
     item_table: ItemTable
     num_items: int = Field(description="with the inserted ones")

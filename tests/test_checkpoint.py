@@ -1,0 +1,36 @@
+"""Reading a checkpoint back: what this code does not know, it does not guess."""
+
+import pytest
+from made_checkpoints import TINY_SETTINGS, write_checkpoint
+
+from components import checkpoint
+from components.checkpoint import load_model
+from components.errors import StateError
+from components.files import read_json, write_json
+from components.settings import TrainSettings
+
+KEYS = [f"item-{number}" for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "observed"),
+    [
+        ({"mixture_of_experts": 4}, "settings mixture_of_experts"),
+        ({"attention": "linear"}, "settings attention: linear"),
+        ({"bias": "position+time+place"}, "settings bias: position+time+place"),
+        ({"head": "tree"}, "settings head: tree"),
+    ],
+)
+def test_settings_of_another_version_are_refused_although_the_weights_would_fit(tmp_path, setting, observed):
+    folder = write_checkpoint(tmp_path / "checkpoint", KEYS)
+    facts = read_json(folder / "checkpoint.json")
+    write_json(folder / "checkpoint.json", facts | {"settings": TINY_SETTINGS | setting})
+    with pytest.raises(StateError, match=f"needs the code of another version: observed {observed}".replace("+", r"\+")):
+        load_model(folder)
+
+
+def test_what_can_be_read_is_what_can_be_set():
+    fields = TrainSettings.model_json_schema()["properties"]
+    assert set(fields) == checkpoint._KEYS
+    choices = {name: tuple(field["enum"]) for name, field in fields.items() if name in checkpoint._CHOICES}
+    assert choices == checkpoint._CHOICES
