@@ -12,6 +12,8 @@ HSTUFLOW_CACHE_MB    memory for encoded users (256)
 HSTUFLOW_TOKEN       what clients have to send as `Authorization: Bearer <token>`; unset: nothing
 HSTUFLOW_FOLLOW      registry/champion.json: serve the model that it names, from the store, and the next one once it
                      names another (components/serving/following.py); unset: the model of this Bento
+HSTUFLOW_REQUESTS    folder for what monitoring needs of each recommendation (components/serving/request_log.py);
+                     unset: nothing is kept
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from components.serving.following import Follower
 from components.serving.guard import RequestGuard
 from components.serving.history_store import check_url
 from components.serving.item_map import ItemMap, load_item_map
+from components.serving.request_log import RequestLog
 from components.serving.schemas import ModelFacts
 from components.serving.search import EXACT_UP_TO
 from components.serving.watching import MODEL_SINCE, RequestWatch, log_as_json
@@ -109,7 +112,7 @@ def _read_environment() -> tuple[str, int, str | None]:
 
 _refuse_a_broken_model()
 _STORE_URL, _CACHE_BYTES, _TOKEN = _read_environment()
-_FOLLOW = os.environ.get("HSTUFLOW_FOLLOW", "").strip()
+_FOLLOW, _REQUESTS = (os.environ.get(name, "").strip() for name in ("HSTUFLOW_FOLLOW", "HSTUFLOW_REQUESTS"))
 APP = build_app(_served)
 
 
@@ -123,6 +126,7 @@ class RecommendService:
         logging.getLogger("bentoml.access").setLevel(logging.WARNING)  # a second line a request, with user ids in paths
         torch.set_num_threads(1)  # scale by workers: two threads on a busy machine are 3-5x slower than one
         self.served: Served | None = None  # replaced as a whole
+        self.requests = RequestLog(Path(_REQUESTS)) if _REQUESTS else None
         self.follower = Follower(Path(_FOLLOW), take=self._take, state_of=_state_of) if _FOLLOW else None
         if self.follower:
             self.follower.look()
@@ -135,9 +139,11 @@ class RecommendService:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
-        """Let go of the store."""
+        """Let go of the store, and write what is still to be written."""
         if self.follower:
             self.follower.close()
+        if self.requests:
+            self.requests.close()
         if self.served:
             self.served.engine.close()
 
@@ -158,7 +164,7 @@ class RecommendService:
         engine.new_items.follow()
         facts = _model_facts(str(stored.tag), metadata)
         # Packages of earlier versions say nothing of their item table: it was float32 then.
-        served = Served(engine, facts, metadata["metrics"], metadata.get("item_table"), self.follower)
+        served = Served(engine, facts, metadata["metrics"], metadata.get("item_table"), self.follower, self.requests)
         _warm_up(recommender)
         self.served = served
         MODEL_SINCE.set(served.since)

@@ -514,6 +514,16 @@ def test_serve_becomes_bentoml_serve_of_the_champion_itself(workspace, started):
     assert program == sys.executable
     assert command[1:] == ["-P", "-m", "bentoml", "serve", "hstuflow:v1", "--host", "127.0.0.1", "--port", str(port)]
     assert (environment["BENTOML_DO_NOT_TRACK"], environment["OMP_NUM_THREADS"]) == ("True", "1")
+    assert json.loads(Path(environment["HSTUFLOW_FOLLOW"]).read_text()) == workspace.champion
+    assert Path(environment["HSTUFLOW_FOLLOW"]).is_absolute()  # BentoML changes the folder
+
+
+def test_serve_keeps_its_model_where_the_environment_says_so(workspace, started, monkeypatch):
+    monkeypatch.setenv("HSTUFLOW_FOLLOW", "")
+    workspace.package("v1")
+    workspace.promote()
+    workspace.serve()
+    assert started[0][2]["HSTUFLOW_FOLLOW"] == ""
 
 
 def warnings_of(caplog):

@@ -31,6 +31,7 @@ from components.recommender import Answer, Wishes
 from components.serving.guard import refuse
 from components.serving.history_store import StoredEvent, StoreError
 from components.serving.pages import TitleFinder, add_page
+from components.serving.request_log import describe
 from components.serving.rules import Wanted
 from components.serving.schemas import (
     MAX_ID_LENGTH,
@@ -67,6 +68,7 @@ from components.serving.wording import explain, refusals
 if TYPE_CHECKING:
     from components.serving.engine import Engine, Glance
     from components.serving.following import Follower
+    from components.serving.request_log import RequestLog
 
 log = logging.getLogger("hstuflow.service")
 
@@ -114,10 +116,11 @@ class Served:
         metrics: Mapping[str, Mapping[str, float]],
         item_table: Mapping[str, Any] | None = None,
         follower: Follower | None = None,
+        requests: RequestLog | None = None,
     ) -> None:
         self.engine, self.facts, self.metrics = engine, facts, metrics
         self.item_table = ItemTable(**(item_table or {"values": "float32"}))
-        self.follower = follower
+        self.follower, self.requests = follower, requests
         self.since = int(time.time())
         self.watch = Watch()
 
@@ -130,6 +133,13 @@ class Served:
     def champion(self) -> Followed | None:
         """What is known of the champion, where it is followed."""
         return Followed(tag=self.follower.tag, refused=self.follower.refused) if self.follower else None
+
+    def forget(self, user_id: str) -> int:
+        """Delete a user from store, caches and the log of requests; return how many events there were."""
+        deleted = self.engine.forget(user_id)
+        if self.requests is not None:
+            self.requests.forget(user_id)
+        return deleted
 
     def look(self, request: Whose) -> Glance:
         """Encode the history that a request is about."""
@@ -233,7 +243,7 @@ def _add_users(app: FastAPI, served: Callable[[], Served]) -> None:
     @app.delete("/users/{user_id:text}", responses=refusals(400, 401, 429, 503, 504))
     def forget(user_id: PathUserId) -> ForgottenAnswer:
         """Forget a user for good."""
-        return ForgottenAnswer(deleted=served().engine.forget(user_id))
+        return ForgottenAnswer(deleted=served().forget(user_id))
 
 
 def _add_items(app: FastAPI, served: Callable[[], Served]) -> None:
@@ -258,11 +268,15 @@ def _add_items(app: FastAPI, served: Callable[[], Served]) -> None:
 
 
 def _recommend(here: Served, request: RecommendRequest, route: str) -> RecommendAnswer:
+    generation = here.requests.generation if here.requests else 0  # from before the history is read
     glance = here.look(request)
     wishes = _wishes(request) | Wishes(exclude_seen=request.exclude_seen)
     with here.engine.turn:
         answer = glance.recommender.answer(glance.y_1D, glance.seen_rows, request.k, named=glance.named, **wishes)
     here.watch.answered(route, answer, glance.history_from)
+    if here.requests is not None:
+        row = describe(route, request.user_id, request.k, glance, answer, here.facts.tag)
+        here.requests.add(row, generation)
     return RecommendAnswer(**_items(answer), source=answer.source, history_from=glance.history_from, model=here.facts)
 
 

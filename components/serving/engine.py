@@ -17,7 +17,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -36,6 +36,15 @@ HistoryFrom = Literal["request", "store", "request, store unreachable", "nowhere
 log = logging.getLogger("hstuflow.service")
 
 
+class Extent(NamedTuple):
+    """How long a history is, and how much of it the model knows."""
+
+    num_events: int  # of a stored one: of all that is stored
+    num_read: int  # the latest of these, which the model was given
+    num_unknown: int  # of num_read
+    last_row: int  # catalogue row of the latest event that the model knows, -1 without one
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """A user's history at the time of the request."""
@@ -47,6 +56,7 @@ class Reading:
     named: Sequence[ItemId]  # items of the request's own history
     history_from: HistoryFrom
     recommender: Recommender  # whose rows these are: items may be inserted meanwhile
+    extent: Extent
 
     @property
     def is_known(self) -> bool:
@@ -63,6 +73,8 @@ class Glance:
     named: Sequence[ItemId]
     history_from: HistoryFrom
     recommender: Recommender  # that encoded it and has to answer
+    request_time: int  # seconds
+    extent: Extent
 
 
 class Engine:
@@ -128,7 +140,15 @@ class Engine:
                     y_1D = self._encode_stored(self.states, user_id, found, generation)
                 else:
                     y_1D = found.recommender.encode(found.rows, found.timestamps, found.request_time)
-        return Glance(y_1D, found.seen_rows, found.named, found.history_from, found.recommender)
+        return Glance(
+            y_1D,
+            found.seen_rows,
+            found.named,
+            found.history_from,
+            found.recommender,
+            found.request_time,
+            found.extent,
+        )
 
     def read(
         self, history: Sequence[Event] | None = None, user_id: str | None = None, request_time: int | None = None
@@ -188,7 +208,7 @@ class Engine:
         recommender = self.recommender
         rows, times = recommender.read(history)
         when, named = _when(times, request_time), [item for item, _ in history]
-        return Reading(rows, times, when, rows, named, where, recommender)
+        return Reading(rows, times, when, rows, named, where, recommender, _extent(len(rows), rows))
 
     def _read_store(self, user_id: str, request_time: int | None) -> Reading:
         recommender = self.recommender
@@ -202,7 +222,13 @@ class Engine:
         is_known = rows >= 0
         # An event of the store may be later than the client knows: then the request comes right after it.
         when = _when(times, None if request_time is None else max([request_time, *times[-1:].tolist()]))
-        return Reading(rows[is_known], times[is_known], when, seen_rows, (), "store", recommender)
+        extent = _extent(stored.total, rows)
+        return Reading(rows[is_known], times[is_known], when, seen_rows, (), "store", recommender, extent)
+
+
+def _extent(num_events: int, rows: np.ndarray) -> Extent:
+    known = rows[rows >= 0]
+    return Extent(num_events, len(rows), len(rows) - len(known), int(known[-1]) if len(known) else -1)
 
 
 def _when(times: np.ndarray, request_time: int | None) -> int:

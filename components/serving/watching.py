@@ -8,6 +8,7 @@
     hstuflow_items_removed_total{rule}                 what filters and caps kept out
     hstuflow_insertions_total, hstuflow_new_items      items inserted or replaced; how many there are
     hstuflow_best_score                                of each answer, in [-1, 1]: a drift shows here first
+    hstuflow_request_log_rows_total{result}            written, dropped (too many at once), failed (disk)
     hstuflow_model_since_timestamp_seconds             when the model that serves was loaded
     hstuflow_model_swaps_total, hstuflow_model_swaps_failed_total   by a service that follows the champion
 
@@ -60,6 +61,7 @@ REMOVED = Counter("hstuflow_items_removed", "Items of the catalogue that a rule 
 INSERTIONS = Counter("hstuflow_insertions", "Items that were inserted or replaced through this service.")
 NEW_ITEMS = Gauge("hstuflow_new_items", "Inserted items that are recommended.", multiprocess_mode="livemax")
 BEST_SCORE = Histogram("hstuflow_best_score", "Score of the best item of an answer.", buckets=_SCORES)
+LOGGED = Counter("hstuflow_request_log_rows", "Rows for the log of requests.", ["result"])
 MODEL_SINCE = Gauge("hstuflow_model_since_timestamp_seconds", "Load of the served model.", multiprocess_mode="livemin")
 SWAPS = Counter("hstuflow_model_swaps", "Models that took the place of another one.")
 FAILED_SWAPS = Counter("hstuflow_model_swaps_failed", "Champions that could not be served, once a try.")
