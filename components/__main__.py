@@ -176,6 +176,23 @@ def serve(
 
 
 @app.command()
+def monitor(
+    requests: Annotated[Path, typer.Option(help="the service's HSTUFLOW_REQUESTS")],
+) -> None:
+    """Compare what the service saw with training: reports/monitoring.html and .json."""
+    from components import monitoring
+
+    monitoring.monitor(
+        load_settings().monitor,
+        requests=requests,
+        data=DATA,
+        artifacts=ARTIFACTS,
+        registry=REGISTRY,
+        reports=REPORTS,
+    )
+
+
+@app.command()
 def summary() -> None:
     """Print the closing table of the last run: metrics beside baselines, paths, examples, next command."""
     from components import report as step

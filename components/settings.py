@@ -209,6 +209,22 @@ class PromoteSettings(Section):
     max_score_difference: float = Field(ge=0, description="between the packaged model and the evaluated checkpoint")
 
 
+class MonitorSettings(Section):
+    """When what the service saw has moved so far from training that it is time to train again."""
+
+    days: int = Field(ge=1, description="of the log of requests, the newest ones")
+    horizon_days: int = Field(ge=1, description="after a request, in which its user's events count as outcomes")
+    action_months: int = Field(ge=1, description="of the event log, the newest ones, whose actions are compared")
+    max_requests: int = Field(ge=1, description="of more an even sample is read; 100,000 take 100 MB")
+    min_requests: int = Field(ge=1, description="with fewer nothing is past its limit")
+    min_users: int = Field(ge=1, description="with outcomes; with fewer the hit rate is not past its limit")
+    max_unknown_share: Fraction = Field(description="events of unknown items, more than the test part had")
+    max_length_psi: float = Field(gt=0, description="history lengths, above what chance gives; 0.25 is a lot")
+    max_popularity_psi: float = Field(gt=0, description="popularity of the users' last items, likewise")
+    max_action_shift: Fraction = Field(description="total variation between action mixes")
+    min_hit_rate_ratio: Fraction = Field(description="online HR@10 over that of the test part; all of the interval")
+
+
 class Settings(Section):
     """All of params.yaml."""
 
@@ -222,6 +238,7 @@ class Settings(Section):
     report: ReportSettings
     package: PackageSettings
     promote: PromoteSettings
+    monitor: MonitorSettings
 
     @model_validator(mode="after")
     def _fit_together(self) -> Settings:

@@ -94,6 +94,15 @@ def _publish_challenge(file: Path) -> None:
     publish_table("challenge", rows, f"{answer['candidate']['tag']}: {answer['verdict']}")
 
 
+def _publish_monitoring(file: Path) -> None:
+    found = read_json(file)
+    names = ("name", "value", "reference", "limit", "is_past", "why")
+    rows = [{name: str(one[name]) for name in names} for one in found["measures"]]
+    publish_table("monitoring", rows, f"{found['requests']['read']:,} requests to {found['champion']['tag']}.")
+    outcome = f"past the limit: {', '.join(found['past'])}" if found["past"] else "nothing is past its limit"
+    create_markdown_artifact(f"**{outcome}**", key="drift")
+
+
 def _link(key: str) -> Callable[[Path], None]:
     def publisher(file: Path) -> None:
         create_link_artifact(file.resolve().as_uri(), link_text=str(file), key=key)
@@ -113,5 +122,9 @@ _PUBLISHERS: dict[str, dict[Path, Callable[[Path], None]]] = {
     },
     "package": {ARTIFACTS / "package.json": _publish_package},
     "challenge": {REPORTS / "challenge.json": _publish_challenge},
+    "monitor": {
+        REPORTS / "monitoring.json": _publish_monitoring,
+        REPORTS / "monitoring.html": _link("monitoring-report"),
+    },
     "promote": {REGISTRY / "decisions.jsonl": _publish_decision},
 }

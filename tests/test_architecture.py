@@ -17,7 +17,17 @@ from flows.nightly import POOL
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "components", "kernels")
-STEPS = {"ingestion", "validation", "sequences", "training", "evaluation", "report", "packaging", "service"}
+STEPS = {
+    "ingestion",
+    "validation",
+    "sequences",
+    "training",
+    "evaluation",
+    "report",
+    "packaging",
+    "service",
+    "monitoring",
+}
 # A command is a verb, a file a noun; where the command is a noun already, they are the same.
 FILE_OF = {
     "ingest": "ingestion",
@@ -26,8 +36,9 @@ FILE_OF = {
     "evaluate": "evaluation",
     "package": "packaging",
     "promote": "registry",
+    "monitor": "monitoring",
 }
-SECTIONS_WITHOUT_A_STAGE = {"ingest", "promote"}  # what they write, data/ and registry/, lives outside DVC
+SECTIONS_WITHOUT_A_STAGE = {"ingest", "promote", "monitor"}  # what they read or write lives outside DVC
 ALSO_COMMANDS = {"backtest", "challenge", "compare", "lineage", "rollback", "serve", "summary", "use"}  # not stages
 # Messages, logging, atomic writes, checked settings (whose values are parameters of the stages).
 WITHOUT_EFFECT = (

@@ -59,7 +59,8 @@ def test_a_run_to_order_completes_in_the_repository(nightly):
 
 def test_the_next_nights_are_scheduled(nightly):
     _, api, process, _ = nightly
-    while not (scheduled := runs_in_state(api, "SCHEDULED")):
+    nightly_id = ask(f"{api}/deployments/filter", {"deployments": {"name": {"any_": ["nightly"]}}})[0]["id"]
+    while not (scheduled := [r for r in runs_in_state(api, "SCHEDULED") if r["deployment_id"] == nightly_id]):
         assert process.poll() is None
         time.sleep(0.5)
     times = sorted(dt.datetime.fromisoformat(run["expected_start_time"]) for run in scheduled)
