@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.deployments import run_deployment
 
 from components.files import read_json
+from flows.alerts import alert, alert_of_failure
 from flows.artifacts import publish
 from flows.commands import run_command
 from flows.run_log import hide_expected_tracebacks
@@ -23,7 +24,7 @@ TRAINING = "hstuflow/nightly"  # flow and deployment of prefect.yaml
 REPORT = Path("reports/monitoring.json")
 
 
-@flow(name="hstuflow-monitoring", persist_result=False)
+@flow(name="hstuflow-monitoring", persist_result=False, on_failure=[alert_of_failure], on_crashed=[alert_of_failure])
 def monitoring_flow(requests: str = "requests", train: bool = True) -> str:
     """Compare the log of requests with training; where a figure is past its limit, start the nightly deployment.
 
@@ -41,6 +42,7 @@ def monitoring_flow(requests: str = "requests", train: bool = True) -> str:
     past = compare(requests)
     if not past:
         return "nothing is past its limit"
+    alert("drifted", "the service", f"past the limit: {', '.join(past)}; see {REPORT.with_suffix('.html')}")
     if train:
         start_training(past)
     return f"past the limit: {', '.join(past)}"

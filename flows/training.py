@@ -14,15 +14,17 @@ from collections.abc import Mapping
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from components.decisions import read_decisions
 from components.settings import IngestMode, SourceName, TimestampUnit
-from flows.artifacts import publish
+from flows.alerts import alert, alert_of_failure
+from flows.artifacts import REGISTRY, publish
 from flows.commands import run_command
 from flows.ingestion import ingest, version_data
 from flows.run_log import hide_expected_tracebacks
 from flows.stages import HOUR, run_stages
 
 
-@flow(name="hstuflow", persist_result=False)
+@flow(name="hstuflow", persist_result=False, on_failure=[alert_of_failure], on_crashed=[alert_of_failure])
 def training_flow(
     source: SourceName | None = None,
     mode: IngestMode | None = None,
@@ -84,6 +86,10 @@ def challenge() -> None:
 
 @task(task_run_name="promote", cache_policy=NO_CACHE, persist_result=False, timeout_seconds=HOUR)
 def promote() -> None:
-    """Make the packaged model the champion unless gate or challenge refused it."""
+    """Make the packaged model the champion unless gate or challenge refused it; alert of a new refusal."""
+    before = len(read_decisions(REGISTRY))
     run_command([sys.executable, "-m", "components", "promote"], name="promote", log=get_run_logger().info)
     publish("promote")
+    for decision in read_decisions(REGISTRY)[before:]:
+        if decision["what"] == "refused":
+            alert("refused", decision["tag"], "; ".join(decision["reasons"]))
