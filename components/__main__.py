@@ -236,13 +236,33 @@ def backtest(
 
 @app.command()
 def lineage(
-    tag: Annotated[str, typer.Argument(help="an answer's model.bento or model.tag; hstuflow:latest is the champion")],
+    tag: Annotated[
+        str | None, typer.Argument(help="an answer's model.bento or model.tag; hstuflow:latest is the champion")
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="instead of a tag: which stored models saw this user")] = None,
     json: Annotated[Path | None, typer.Option(help="write all of it to this file, too")] = None,
 ) -> None:
-    """Say where a model comes from: data, code, parameters, environment, metrics, decisions."""
+    """Say where a model comes from: data, code, parameters, environment, metrics, decisions. Or who saw a user."""
     from components import lineage as tracing
 
-    tracing.lineage(tag, registry=REGISTRY, out=json)
+    if (tag is None) == (user is None):
+        raise SettingsError("needs either a tag or --user", where="lineage", observed="both" if tag else "neither")
+    if user is not None:
+        tracing.lineage_of_user(user, root=Path(), registry=REGISTRY, out=json)
+    elif tag is not None:
+        tracing.lineage(tag, registry=REGISTRY, out=json)
+
+
+@app.command()
+def forget_user(
+    user: Annotated[str, typer.Option(help="the id as the source writes it")],
+    store: Annotated[str | None, typer.Option(help="URL of the service's histories, to forget the user there")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+) -> None:
+    """Remove a person from the log, what is made of it and DVC's old versions; say which models saw the person."""
+    from components import forgetting
+
+    forgetting.forget_user(user, root=Path(), registry=REGISTRY, store=store, dry_run=dry_run)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +20,21 @@ import numpy as np
 
 from components.console import log, print_header, print_table
 from components.errors import InputError
-from components.files import hash_files, replacing_folder, write_json
+from components.files import hash_files, replacing_folder
 from components.interactions import (
     list_months,
     read_manifest,
-    read_month,
     write_items,
     write_keys,
     write_partitions,
 )
+from components.manifest import Counts, count_log, write_manifest
 from components.settings import IngestSettings
 from components.sources import MonthlyLog, SourceLog, read_source
 from components.sources.append import append_files
 from components.sources.canonical import canonical_items, known_keys, without_impossible
 from components.sources.choice import choose_source, continues, describe, extends, is_same_log
 from components.sources.ids import IdColumn, number_ids
-
-_TABLES = ("interactions", "items.parquet", "user_keys.parquet", "item_keys.parquet")
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What a log holds; users and items are those with events."""
-
-    events: int
-    users: int
-    items: int
-    months: int
 
 
 @dataclass(frozen=True)
@@ -142,7 +130,7 @@ def _write(
     """Write the log into an empty folder and return its manifest; `known` is the data folder whose ids must be kept."""
     if isinstance(source, MonthlyLog):
         counts = _write_months(folder, source)
-        return _write_manifest(folder, _describe_source(wanted, unit="s"), counts, source.notes)
+        return write_manifest(folder, _describe_source(wanted, unit="s"), counts, source.notes)
     events, notes = source.events, list(source.notes)
     users = number_ids(events.users, IdColumn(), known_keys(known, "user", events.users))
     known_items = known_keys(known, "item", events.items)
@@ -156,7 +144,7 @@ def _write(
         if numbered.keys is not None:
             write_keys(folder, what, numbered.keys)
     counts = Counts(len(users.ids), len(np.unique(users.ids)), len(np.unique(items.ids)), len(list_months(folder)))
-    return _write_manifest(folder, _describe_source(wanted, events.times.unit), counts, notes)
+    return write_manifest(folder, _describe_source(wanted, events.times.unit), counts, notes)
 
 
 def _write_months(folder: Path, source: MonthlyLog) -> Counts:
@@ -181,18 +169,7 @@ def _append(
     units = ", ".join(sorted({entry["unit"] for entry in appended.files}))
     # no path: it may name another file each night, and the manifest says what is held
     described = {**_describe_source(wanted, units), "path": None, "files": appended.files}
-    return _write_manifest(folder, described, _count(folder), notes)
-
-
-def _count(folder: Path) -> Counts:
-    """Count what the parts hold, one month in memory."""
-    users, items, events = np.zeros(0, np.int64), np.zeros(0, np.int64), 0
-    months = list_months(folder)
-    for files in months.values():
-        month = read_month(files, ("user_id", "item_id"))
-        users, items = np.union1d(users, month["user_id"]), np.union1d(items, month["item_id"])
-        events += month.num_rows
-    return Counts(events, len(users), len(items), len(months))
+    return write_manifest(folder, described, count_log(folder), notes)
 
 
 def _describe_source(wanted: IngestSettings, unit: str) -> dict[str, Any]:
@@ -201,13 +178,6 @@ def _describe_source(wanted: IngestSettings, unit: str) -> dict[str, Any]:
     absent = {"synthetic"} if wanted.source != "synthetic" else set()
     absent |= {"mode"} if wanted.mode == "replace" else set()
     return {name: value for name, value in described.items() if name not in absent}
-
-
-def _write_manifest(folder: Path, source: dict[str, Any], counts: Counts, notes: list[str]) -> dict[str, Any]:
-    data_hash = hash_files(folder / name for name in _TABLES if (folder / name).exists())
-    manifest = {**source, "counts": asdict(counts), "notes": notes, "data_hash": data_hash}
-    write_json(folder / "manifest.json", manifest)
-    return manifest
 
 
 def _compare(data: Path, held: Mapping[str, Any] | None, staging: Path, manifest: Mapping[str, Any]) -> Change:

@@ -95,6 +95,11 @@ def list_partitions(data: Path = DATA) -> list[Path]:
     return [file for files in list_months(data).values() for file in files]
 
 
+def list_part(data: Path, part: str) -> list[Path]:
+    """Return the files `<part>.parquet` of all months, in no order of time."""
+    return [f for month in sorted((data / "interactions").glob("*")) if (f := month / f"{part}.parquet").exists()]
+
+
 def read_interactions(
     data: Path = DATA, *, quarantine: Path | None = None, columns: Sequence[str] | None = None
 ) -> pa.Table:

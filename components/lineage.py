@@ -1,6 +1,7 @@
 """Where a served answer comes from: from the tag in it to data, code, parameters, environment, metrics and decisions.
 
     python -m components lineage hstuflow:8d9ebf9213d6d8eb --json lineage.json
+    python -m components lineage --user ann                     # which stored models saw this user
 
 The tag is an answer's `model.bento` or `model.tag`; <name>:latest is the champion. Everything is read from the stored
 model itself and from registry/decisions.jsonl, so a model that was trained elsewhere has its lineage too.
@@ -14,10 +15,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from components.bento_store import find_tagged
+from components.bento_store import bentoml_store, find_tagged
 from components.console import log, print_table
 from components.decisions import read_decisions
-from components.files import read_json, reading, write_json
+from components.files import hash_files, read_json, reading, write_json
+from components.person import Person, find_person
 
 _TODO = "Package and promote again: `make run`"
 
@@ -49,6 +51,54 @@ def trace(model: Path, *, registry: Path) -> dict[str, Any]:
     about = [one for one in read_decisions(registry) if one["candidate"]["model_tag"] == tag]
     judgement = {name: judged[name] for name in ("name", "protocol", "verdict", "data_hash", "git_commit", "metrics")}
     return {"model_tag": tag, **judgement, **facts, "decisions": about}
+
+
+def lineage_of_user(key: str, *, root: Path, registry: Path, out: Path | None = None) -> list[dict[str, Any]]:
+    """Print which stored models saw the user whom the source calls `key`; return it, and write it to `out` as JSON.
+
+    Raises:
+        InputError: the log has no such user.
+        StateError: there is no log, a model or a line of the decisions is damaged.
+    """
+    person = find_person(key, root / "data")
+    since = _day(person.first)
+    log.info("user %s: %d events, the first at %s", key, person.rows, since)
+    models = find_models(person, root=root, registry=registry)
+    print_models(models)
+    if out is not None:
+        write_json(out, {"user": key, "events": person.rows, "first": person.first, "models": models})
+        log.info("written to %s", out)
+    return models
+
+
+def find_models(person: Person, *, root: Path, registry: Path) -> list[dict[str, Any]]:
+    """Return every stored model, with whether it was trained on events of the person: `saw` is yes, maybe or no.
+
+    yes: on the log as it is in root/data. Otherwise the time decides: it was trained on events until `until` (seconds,
+    null: no such time), and the person's first is earlier: maybe, because events may have come in late; else no. A
+    model of another log is not told apart, so it is a maybe as well.
+    """
+    quarantine = root / "artifacts" / "quarantine.parquet"
+    today = hash_files([root / "data", quarantine]) if quarantine.exists() else None
+    decisions = read_decisions(registry)
+    found = []
+    for file in sorted((bentoml_store() / "models").glob("*/*/checkpoint.json")):
+        with reading(file, todo=_TODO):
+            trained = read_json(file)
+            split, refit, data_hash = trained["split"], trained.get("refit_epochs"), trained["data_hash"]
+        tag, until = f"{file.parent.parent.name}:{file.parent.name}", split.get("valid_end" if refit else "train_end")
+        bentos = sorted({one["candidate"]["tag"] for one in decisions if one["candidate"]["model_tag"] == tag})
+        saw = "no" if person.first is None or (until is not None and person.first >= until) else "maybe"
+        saw = "yes" if saw == "maybe" and data_hash == today else saw
+        found.append({"model_tag": tag, "bentos": bentos, "until": until, "data_hash": data_hash, "saw": saw})
+    return found
+
+
+def print_models(models: list[dict[str, Any]]) -> None:
+    """Print find_models()."""
+    rows = [[one["model_tag"], ", ".join(one["bentos"]) or "-", _day(one["until"]), one["saw"]] for one in models]
+    columns = ["model", "Bentos", "trained on events until", "saw the person"]
+    print_table("stored models", columns, rows or [["none here", "", "", ""]])
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -39,7 +39,17 @@ FILE_OF = {
     "monitor": "monitoring",
 }
 SECTIONS_WITHOUT_A_STAGE = {"ingest", "promote", "monitor"}  # what they read or write lives outside DVC
-ALSO_COMMANDS = {"backtest", "challenge", "compare", "lineage", "rollback", "serve", "summary", "use"}  # not stages
+ALSO_COMMANDS = {  # not stages
+    "backtest",
+    "challenge",
+    "compare",
+    "forget-user",
+    "lineage",
+    "rollback",
+    "serve",
+    "summary",
+    "use",
+}
 # Messages, logging, atomic writes, checked settings (whose values are parameters of the stages).
 WITHOUT_EFFECT = (
     "components/__init__.py",

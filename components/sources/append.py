@@ -33,6 +33,7 @@ from components.console import log
 from components.errors import InputError
 from components.interactions import (
     INTERACTIONS,
+    list_part,
     list_partitions,
     read_items,
     read_manifest,
@@ -40,6 +41,7 @@ from components.interactions import (
     write_keys,
     write_partitions,
 )
+from components.manifest import measure_part
 from components.settings import IngestSettings
 from components.sources.canonical import RunningIds, canonical_items, union_items
 from components.sources.fetch import LocalFile
@@ -97,7 +99,7 @@ def _entries(held: Path) -> list[Entry]:
         files: list[Entry] = manifest["files"]
         return files
     at_once = {"name": AT_ONCE, "sha256": None, "repeats": 0, "unit": manifest["timestamp_unit"], "notes": []}
-    return [at_once | _measure(held, AT_ONCE)]
+    return [at_once | measure_part(held, AT_ONCE)]
 
 
 def _to_read(entries: dict[str, Entry], hashes: dict[str, str]) -> list[str]:
@@ -120,7 +122,7 @@ def _relying(entries: dict[str, Entry], hashes: dict[str, str], changed: list[st
 
 def _copy_parts(held: Path, folder: Path, kept: dict[str, Entry]) -> None:
     """Copy the parts of the files `kept`, with their times of change, by which DVC knows them again."""
-    names = {f"{_part(name)}.parquet" for name in kept}
+    names = {f"{part_of(name)}.parquet" for name in kept}
     for file in list_partitions(held):
         if file.name in names:
             target = folder / file.relative_to(held)
@@ -140,17 +142,17 @@ def _add(
     """Write the parts of one file; return what is told of it."""
     events, notes = read_one(file, wanted, scratch)
     users, items = ids.number("user", events.users), ids.number("item", events.items)
-    part = _part(file.relative)
+    part = part_of(file.relative)
     write_partitions(folder, events.table(users, items), part)
     repeats = _leave_out_repeats(folder, part, others)
     facts = {"name": file.relative, "sha256": sha256, "repeats": repeats, "unit": events.times.unit, "notes": notes}
-    return facts | _measure(folder, part)
+    return facts | measure_part(folder, part)
 
 
 def _leave_out_repeats(folder: Path, part: str, others: dict[str, Entry]) -> int:
     """Remove from the parts called `part` the rows that another file's part holds; return how many."""
     left_out = 0
-    for own in _parts(folder, part):
+    for own in list_part(folder, part):
         rows = pq.read_table(own)
         repeats = _find_held(rows, [pq.read_table(file) for file in _overlapping(own, rows, others)])
         if repeats.any():
@@ -164,7 +166,7 @@ def _overlapping(own: Path, rows: pa.Table, others: dict[str, Entry]) -> list[Pa
     """Return the other parts of a month that may hold one of `rows`, by the times of their files."""
     first, last = rows["timestamp"][0].as_py(), rows["timestamp"][-1].as_py()
     near = [e["name"] for e in others.values() if e["rows"] and e["first"] <= last and first <= e["last"]]
-    return [file for name in near if (file := own.with_name(f"{_part(name)}.parquet")).exists()]
+    return [file for name in near if (file := own.with_name(f"{part_of(name)}.parquet")).exists()]
 
 
 def _find_held(rows: pa.Table, others: list[pa.Table]) -> np.ndarray:
@@ -189,22 +191,7 @@ def _write_items(folder: Path, wanted: IngestSettings, scratch: Path, ids: Runni
     return notes
 
 
-def _measure(folder: Path, part: str) -> Entry:
-    """Return rows, first and last time of all parts called `part`."""
-    times = [pq.read_table(file, columns=["timestamp"])["timestamp"] for file in _parts(folder, part)]
-    ends = [pc.min_max(time).as_py() for time in times]
-    return {
-        "rows": sum(map(len, times)),
-        "first": min((end["min"] for end in ends), default=None),
-        "last": max((end["max"] for end in ends), default=None),
-    }
-
-
-def _parts(folder: Path, part: str) -> list[Path]:
-    return [f for month in sorted((folder / "interactions").glob("*")) if (f := month / f"{part}.parquet").exists()]
-
-
-def _part(name: str) -> str:
+def part_of(name: str) -> str:
     """Return the name of a source file's parts: one that every file system takes, and no other file has."""
     part = quote(name, safe=" =@+,~")
     if len(part) <= _LONGEST:

@@ -1,0 +1,411 @@
+"""forget-user: nothing below the repository names the person afterwards, all other events stay, models are listed."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from filelock import FileLock
+from made_logs import FRACTIONS
+from safetensors.numpy import save_file
+
+from components import forgetting
+from components.dvc_objects import Stores, find_objects
+from components.errors import InputError, StateError
+from components.files import hash_files, write_json
+from components.forgetting import forget_user
+from components.ingestion import ingest
+from components.interactions import read_interactions, read_keys, read_manifest
+from components.lineage import lineage_of_user
+from components.person import Person, find_person, holds
+from components.sequences import build_sequences
+from components.settings import IngestSettings
+
+DAY, START = 86_400, 1_698_796_800  # 2023-11-01
+OTHERS = 12
+
+
+def git_and_dvc(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", *arguments, "--quiet"], check=True)
+
+
+def names_of(kind: str) -> tuple[str, list[str]]:
+    """Return the person's id in the source, and everybody else's."""
+    if kind == "text":
+        return "ann-of-the-hills", [f"user-{number}" for number in range(OTHERS)]
+    return "7000000019", [str(100 + number) for number in range(OTHERS)]
+
+
+def write_night(folder: Path, number: int, users: list[str]) -> None:
+    rows = [
+        f"{user},{10 + (step + place) % 5},{START + (40 * number + step) * DAY + place}"
+        for place, user in enumerate(users)
+        for step in range(6)
+    ]
+    (folder / f"{number}.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+
+
+def take(source: Path) -> None:
+    options = {"source": "table", "mode": "append", "path": str(source)}
+    ingest(IngestSettings(source="movielens-100k"), options, data=Path("data"))
+
+
+def derive() -> None:
+    """Make of the log what the pipeline makes of it and names people in."""
+    artifacts, person = Path("artifacts"), read_interactions()["user_id"].to_pylist()
+    artifacts.mkdir(exist_ok=True)
+    nothing = {"partition": pa.array([], pa.string()), "row": pa.array([], pa.int64())}
+    pq.write_table(pa.table(nothing), artifacts / "quarantine.parquet")
+    for folder in ("validated", "evaluation/time_split/hstu", "runs/0123", "checkpoints/time_split/hstu"):
+        (artifacts / folder).mkdir(parents=True, exist_ok=True)
+    build_sequences(
+        FRACTIONS,
+        ["time_split"],
+        data=Path("data"),
+        quarantine=artifacts / "quarantine.parquet",
+        out=artifacts / "sequences",
+    )
+    users = np.unique(person)
+    save_file({"users": users}, artifacts / "validated" / "a.safetensors")
+    judged = artifacts / "evaluation" / "time_split" / "hstu"
+    pq.write_table(pa.table({"user_id": users, "ndcg@10": users * 0.1}), judged / "per_user.parquet")
+    write_json(judged / "examples.json", [{"user": int(user), "history": []} for user in users])
+    write_json(artifacts / "checkpoints" / "time_split" / "hstu" / "checkpoint.json", {"num_items": 5})
+    docs = Path("reports/data_docs")
+    docs.mkdir(parents=True, exist_ok=True)
+    cells = "".join(f"<td>{user}</td>" for user in users)
+    (docs / "index.html").write_text(f"<!DOCTYPE html>\n<table><tr>{cells}</tr></table>\n")
+
+
+@pytest.fixture(scope="module", params=["text"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DVC repository, a remote and a source, in which two versions of the log and what is made of them are kept.
+
+    The person is in the first night's file, from November on, and everybody else in both.
+    """
+    folder = tmp_path_factory.mktemp(request.param)
+    person, others = names_of(request.param)
+    for name in ("repository", "source", "remote", "bentoml"):
+        (folder / name).mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder / "repository")
+        git_and_dvc("init", "--no-scm")
+        Path(".dvc/config").write_text(
+            "['remote \"backup\"']\n    url = ../../remote\n[core]\n    no_scm = True\n    remote = backup\n"
+        )
+        for number, users in enumerate(([*others, person], others)):
+            write_night(folder / "source", number, users)
+            take(folder / "source")
+            derive()
+            made_of_it = ("artifacts/sequences", "artifacts/evaluation", "artifacts/checkpoints", "reports/data_docs")
+            git_and_dvc("add", "data", *made_of_it)
+        shutil.copytree(".dvc/cache/files", folder / "remote" / "files")  # what `dvc push` of every version leaves
+    return folder
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a fresh copy of `made`, whose repository is the working directory."""
+    folder = tmp_path / made.name
+    shutil.copytree(made, folder, symlinks=True)
+    monkeypatch.chdir(folder / "repository")
+    monkeypatch.setenv("BENTOML_HOME", str(folder / "bentoml"))
+    return folder
+
+
+@pytest.fixture
+def known_stores(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    """Spare the processes that ask DVC where its stores are, and let it add what is new."""
+    local = [Path(".dvc/cache/files/md5"), here / "remote" / "files" / "md5"]
+    monkeypatch.setattr(forgetting, "find_stores", lambda: Stores(local, []))
+    monkeypatch.setattr(forgetting, "run_dvc", lambda *_: "")
+
+
+@pytest.fixture
+def key(made: Path) -> str:
+    return names_of("text" if made.name.startswith("text") else "integer")[0]
+
+
+def forget(key: str, **options: object):
+    return forget_user(key, root=Path(), registry=Path("registry"), **options)
+
+
+def names_person(file: Path, person: Person, *, by_number: bool) -> bool:
+    """Search one file: its bytes and a table's decoded values for the key, and for the number where users are named."""
+    content = file.read_bytes()
+    if person.key.encode() in content or (person.id > 10**9 and person.id.to_bytes(8, "little") in content):
+        return True
+    if content.startswith(b"PAR1"):
+        table = pq.read_table(pa.BufferReader(content))
+    elif content.startswith(b"ARROW1"):
+        table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
+    else:
+        return False
+    values = {name: {str(value) for value in table[name].to_pylist()} for name in table.column_names}
+    return any(person.key in found for found in values.values()) or (
+        by_number and str(person.id) in values.get("user_id", set())
+    )
+
+
+def files_naming(person: Person, *places: Path) -> list[Path]:
+    files = [file for place in places for file in sorted(place.rglob("*")) if file.is_file()]
+    return [file for file in files if names_person(file, person, by_number=True)]
+
+
+def snapshot(*places: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for place in places for file in sorted(place.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("made", ["text", "integer"], indirect=True)
+def test_no_file_names_the_person_afterwards_and_everybody_else_is_as_before(here: Path, key: str):
+    person = find_person(key, Path("data"))
+    before = [row for row in read_interactions().drop_columns("row").to_pylist() if row["user_id"] != person.id]
+    found = files_naming(person, Path(), here / "remote")
+    assert {"sequences", "evaluation", "data", ".dvc"} <= {part for file in found for part in file.parts}
+    forgotten = forget(key)
+    assert (forgotten.person.rows, len(forgotten.objects) > 10) == (6, True)
+    assert files_naming(person, Path(), here / "remote") == []
+    assert read_interactions().drop_columns("row").to_pylist() == before
+    git_and_dvc("checkout", "data.dvc")  # the pinned version is whole, in the cache
+    assert read_manifest()["counts"]["events"] == len(before)
+
+
+@pytest.mark.slow
+def test_what_holds_nobody_stays_in_cache_and_remote(here: Path, key: str):
+    kept = hash_files([Path("artifacts/checkpoints")])
+    forget(key)
+    shutil.rmtree("artifacts/checkpoints")
+    git_and_dvc("checkout", "artifacts/checkpoints.dvc")
+    assert hash_files([Path("artifacts/checkpoints")]) == kept
+    for store in (Path(".dvc/cache/files/md5"), here / "remote" / "files" / "md5"):
+        for listing in store.glob("??/*.dir"):
+            listed = [entry["md5"] for entry in json.loads(listing.read_text())]
+            assert [name for name in listed if not (store / name[:2] / name[2:]).exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("known_stores")
+def test_a_dry_run_says_what_would_go_and_changes_nothing(here: Path, key: str, capsys: pytest.CaptureFixture[str]):
+    before = snapshot(Path("data"), Path("artifacts"), Path("reports"), Path(".dvc/cache"), here / "remote")
+    forgotten = forget(key, dry_run=True)
+    assert snapshot(Path("data"), Path("artifacts"), Path("reports"), Path(".dvc/cache"), here / "remote") == before
+    assert "would go" in capsys.readouterr().out
+    assert len(forgotten.objects) > 10
+    assert Path("artifacts/sequences") in forgotten.paths
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("known_stores")
+def test_a_second_call_goes_on_where_a_kill_stopped_the_first(here: Path, key: str, monkeypatch: pytest.MonkeyPatch):
+    person = find_person(key, Path("data"))
+
+    def killed(*_: object, **__: object) -> list[Path]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("components.forgetting.find_objects", killed)
+        with pytest.raises(KeyboardInterrupt):
+            forget(key)
+    assert find_person(key, Path("data")).rows == 6
+    forget(key)
+    assert files_naming(person, Path(), here / "remote") == []
+
+
+# --- without DVC -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a log of text ids in two files, and no DVC."""
+    for name in ("repository", "source"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "repository")
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
+    person, others = names_of("text")
+    write_night(tmp_path / "source", 0, [*others, person])
+    write_night(tmp_path / "source", 1, others)
+    take(tmp_path / "source")
+    return tmp_path
+
+
+def test_the_log_is_as_if_the_person_had_never_been_in_it_but_for_the_number(plain: Path):
+    person, others = names_of("text")
+    forget(person)
+    forgotten = {entry["name"]: entry for entry in read_manifest()["files"]}
+    parts = hash_files([Path("data/interactions")])
+    write_night(plain / "source", 0, others)
+    shutil.rmtree("data")
+    take(plain / "source")
+    assert hash_files([Path("data/interactions")]) == parts
+    for entry in read_manifest()["files"]:
+        assert {**forgotten[entry["name"]], "sha256": entry["sha256"]} == entry
+
+
+def test_the_number_is_never_given_to_anybody_else(plain: Path):
+    person, others = names_of("text")
+    number = find_person(person, Path("data")).id
+    assert number == max(read_keys(Path("data"), "user"))
+    forget(person)
+    write_night(plain / "source", 2, ["zoe"])
+    take(plain / "source")
+    keys = read_keys(Path("data"), "user")
+    assert (keys[number], keys[number + 1]) == ("", "zoe")
+    assert [keys[other] for other in sorted(keys) if other < number] == others
+
+
+def test_a_night_after_it_does_not_bring_the_person_back_while_the_files_are_as_they_were(plain: Path):
+    person, _ = names_of("text")
+    forget(person)
+    state = hash_files([Path("data")])
+    take(plain / "source")
+    assert hash_files([Path("data")]) == state
+
+
+def test_somebody_who_is_not_there_is_named_and_nothing_changes(plain: Path):
+    state = hash_files([Path("data")])
+    with pytest.raises(InputError, match="--user: is no user of this log: observed 'nobody'"):
+        forget("nobody")
+    assert hash_files([Path("data")]) == state
+
+
+def test_the_last_person_is_not_forgotten_into_an_empty_log(plain: Path):
+    shutil.rmtree("data")
+    for file in (plain / "source").iterdir():
+        file.unlink()
+    write_night(plain / "source", 0, ["zoe"])
+    take(plain / "source")
+    state = hash_files([Path("data")])
+    with pytest.raises(InputError, match="has nobody else's events"):
+        forget("zoe")
+    assert hash_files([Path("data")]) == state
+
+
+def test_while_a_training_is_in_progress_nothing_is_removed(plain: Path):
+    derive()
+    state = hash_files([Path("data"), Path("artifacts")])
+    with FileLock("artifacts/runs/0123.lock"), pytest.raises(StateError, match="a training is in progress"):
+        forget(names_of("text")[0])
+    Path("artifacts/runs/0123.lock").unlink(missing_ok=True)
+    assert hash_files([Path("data"), Path("artifacts")]) == state
+
+
+def test_the_service_forgets_too_where_its_store_is_named(plain: Path):
+    from components.serving.history_store import StoredEvent, open_store
+
+    url, person = f"sqlite:///{plain}/histories.db", names_of("text")[0]
+    store = open_store(url)
+    store.append(person, [StoredEvent("e1", 10, START), StoredEvent("e2", 11, START)])
+    store.append("user-1", [StoredEvent("e3", 10, START)])
+    store.close()
+    assert forget(person, store=url).stored == 2
+    store = open_store(url)
+    assert [len(store.read(user, 9).events) for user in (person, "user-1")] == [0, 1]
+    store.close()
+
+
+def test_a_file_that_still_names_the_person_is_an_error(plain: Path):
+    person = names_of("text")[0]
+    write_json(Path("registry/notes.json"), [{"user": person}])
+    with pytest.raises(StateError, match=r"registry/notes\.json: holds the person still"):
+        forget(person)
+
+
+# --- which models saw the person -------------------------------------------------------------------------------------
+
+
+def store_model(home: Path, version: str, **facts: object) -> None:
+    folder = home / "models" / "hstuflow" / version
+    folder.mkdir(parents=True)
+    split = {"train_end": facts.pop("train_end"), "valid_end": facts.pop("valid_end")}
+    write_json(folder / "checkpoint.json", {"split": split, "refit_epochs": [], "data_hash": "0" * 64, **facts})
+
+
+def test_models_are_told_apart_by_their_log_and_by_the_time_they_were_trained_until(plain: Path, tmp_path: Path):
+    derive()
+    today = hash_files([Path("data"), Path("artifacts/quarantine.parquet")])
+    home, late = plain / "bentoml", START + 9 * DAY
+    store_model(home, "a-today", train_end=late, valid_end=late, data_hash=today)
+    store_model(home, "b-before", train_end=START - 1, valid_end=START - 1)
+    store_model(home, "c-before", train_end=START - 1, valid_end=late)
+    store_model(home, "d-refit", train_end=START - 1, valid_end=late, refit_epochs=[1])
+    store_model(home, "e-after", train_end=late, valid_end=late)
+    store_model(home, "f-always", train_end=None, valid_end=None)
+    out = tmp_path / "models.json"
+    models = lineage_of_user(names_of("text")[0], root=Path(), registry=Path("registry"), out=out)
+    assert [one["saw"] for one in models] == ["yes", "no", "no", "maybe", "maybe", "maybe"]
+    assert json.loads(out.read_text())["models"] == models
+    assert forget(names_of("text")[0]).models == models
+
+
+# --- what a file holds -----------------------------------------------------------------------------------------------
+
+ANN = Person("ann", 17, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("table", "found"),
+    [
+        ({"user_id": [16, 17]}, True),
+        ({"user_id": [16, 18], "item_id": [17, 17]}, False),
+        ({"user_id": ["bob", "ann"]}, True),
+        ({"id": [16, 17], "key": ["bob", "ann"]}, True),
+        ({"id": [17, 16], "key": ["bob", "ann"]}, False),  # an item of the same name
+        ({"item_id": [17], "key": ["ann"]}, False),
+        ({"value": [17]}, False),
+    ],
+)
+def test_tables_are_searched_where_they_name_users(tmp_path: Path, table: dict[str, list[object]], found: bool):
+    pq.write_table(pa.table(table), tmp_path / "table.parquet")
+    with (
+        pa.OSFile(str(tmp_path / "table.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, pa.table(table).schema) as writer,
+    ):
+        writer.write_table(pa.table(table))
+    assert holds(tmp_path / "table.parquet", ANN) is found
+    assert holds(tmp_path / "table.arrow", ANN) is found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('[{"user": 17, "history": []}]', True),
+        ('{"a": {"user_id": "ann"}}', True),
+        ('{"user": 170, "count": 17}', False),
+        ("{ not json", False),
+        ("<!doctype html><td>17</td>", True),
+        ("<!DOCTYPE html><p>for user 17, who had</p>", True),
+        ("<!DOCTYPE html><td>170</td><b>at 17 o'clock</b>", False),
+        ("17", False),
+    ],
+)
+def test_records_and_pages_are_searched_where_they_name_users(tmp_path: Path, text: str, found: bool):
+    (tmp_path / "file").write_text(text)
+    assert holds(tmp_path / "file", ANN) is found
+
+
+def test_a_file_that_another_folder_lists_stays(tmp_path: Path):
+    def put(name: str, content: bytes) -> str:
+        target = tmp_path / name[:2] / name[2:]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        return name
+
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table({"user_id": [17]}), buffer)
+    put("aa01", buffer.getvalue().to_pybytes())
+    for name in ("bb01", "cc01", "dd01", "ee01"):
+        put(name, name.encode())
+
+    def listing(*names: str) -> bytes:
+        return json.dumps([{"md5": name, "relpath": name} for name in names]).encode()
+
+    put("ff01.dir", listing("aa01", "bb01", "cc01", "dd01"))
+    put("ff02.dir", listing("cc01", "ee01"))
+    gone = [file.parent.name + file.name for file in find_objects(tmp_path, ANN, {"dd01"})]
+    assert gone == ["aa01", "bb01", "ff01.dir"]
