@@ -112,7 +112,8 @@ def _find_rival(champion: dict[str, Any] | None) -> tuple[Contender | None, str 
         return None, None
     try:
         folder = find_tagged(champion["tag"])
-        load_model(folder)
+        _, facts = load_model(folder)
+        load_catalogue(folder, key_type=facts["split"]["key_type"])
     except StateError as error:
         log.warning("the champion cannot be read, so the challenger is judged without it: %s", error)
         return None, f"not compared, it cannot be read: {error}"

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 from made_comparisons import checkpoint, compare_in, reseed
 from made_evaluations import evaluate_settings, make_results, report_settings
 from made_logs import DAY, walking_log
@@ -214,13 +215,13 @@ def test_the_window_begins_where_the_later_of_both_stopped_to_look(contested):
     assert moved.positions.tolist() == expected.positions.tolist()
 
 
-@pytest.mark.parametrize("lost", ["the store", "a weight"])
+@pytest.mark.parametrize("lost", ["the store", "weights.safetensors", "catalogue.parquet"])
 def test_a_champion_that_cannot_be_read_is_said_and_the_candidate_judged_without_it(contested, lost):
     store = contested.root.parent / "bentoml"
     if lost == "the store":
         store.rename(contested.root.parent / "lost")
     else:
-        next((store / "models").rglob("weights.safetensors")).write_bytes(b"damaged")
+        next((store / "models").rglob(lost)).write_bytes(b"damaged")
     answer = contested.challenge()
     assert answer["note"].startswith("not compared, it cannot be read: ")
     assert answer["contest"]["paired"] is None
@@ -249,6 +250,10 @@ def test_a_packaged_model_that_scores_otherwise_is_kept_out(workspace, made):
     targets = find_targets(sequences, "valid")
     targets = targets.take(targets.items >= 0)
     assert find_score_difference(recommender, ModelScorer(evaluated.model, evaluated.max_len), targets) > 0.01
+    broken = ModelScorer(evaluated.model, evaluated.max_len)
+    broken._items[0][0, 0] = torch.nan
+    with pytest.raises(StateError, match="not finite"):
+        find_score_difference(recommender, broken, targets)
 
 
 def test_a_checkpoint_that_was_trained_since_the_packaging_is_refused(contested):

@@ -13,7 +13,8 @@ from components.page.plots import standalone
 
 _STYLE = Path(__file__).parent.parent / "page" / "style.css"
 _OWN_STYLE = """
-figure svg { max-width: none; } .narrow { display: none; }
+figure svg { max-width: none; } tbody th { white-space: nowrap; }
+.interval { display: block; margin: 0; } .narrow { display: none; }
 @media (max-width: 40rem) { .narrow { display: block; } .wide { display: none; } }
 """
 _COLUMNS = ("night", "challenge", "deployed", "frozen", "popularity", "deployed - frozen")

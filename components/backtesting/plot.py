@@ -10,53 +10,65 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.backtesting.story import Story, conclude
-from components.page.plots import COLOURS, FAINT, HEX, finish, style_axes
+from components.page.plots import COLOURS, FAINT, HEX, INK, finish, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# role -> label, colour of the house, line width: the deployed model stands out
+# role -> label, colour of the house, line width, opacity of its band. The deployed and the frozen model share most of
+# what chance does to them, so their bands say little of the difference: that is the middle panel.
 LINES = {
-    "popularity_recent": ("recent popularity", "series-2", 1.4),
-    "frozen": ("first champion, frozen", "series-1", 1.8),
-    "deployed": ("deployed champion", "series-0", 2.4),
+    "deployed": ("deployed champion", "series-0", 2.4, 0.14),
+    "frozen": ("first champion, frozen", "series-1", 1.8, 0.07),
+    "popularity_recent": ("recent popularity", "series-2", 1.4, 0.14),
 }
-WIDE, NARROW = (9.0, 5.0), (4.5, 5.4)  # inches
+WIDE, NARROW = (9.0, 6.0), (4.5, 6.8)  # inches
 
 
 def draw_story(story: Story, *, wide: bool) -> str:
     """Return the plot as SVG; see components/page/plots.py for its colours."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=WIDE if wide else NARROW, layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-    for axes in (style_axes(top), style_axes(bottom)):
+    figure = Figure(figsize=WIDE if wide else NARROW, layout=ConstrainedLayoutEngine(h_pad=0.1))
+    panels = figure.subplots(3, 1, sharex=True, height_ratios=(3.2, 1.5, 1))
+    top, middle, bottom = (style_axes(axes) for axes in panels)
+    for axes in panels:
         axes.grid(visible=True, axis="y", color=FAINT, linewidth=0.8)
     nights = [night for night in story["nights"] if night["future"] is not None]
     _draw_quality(top, nights)
     _draw_decisions(top, nights)
+    _draw_loss(middle, nights)
     _draw_unknown(bottom, nights)
-    _label(top, bottom, nights, story["metric"], wide=wide)
+    _label((top, middle, bottom), nights, story["metric"], wide=wide)
     name = "backtest-wide" if wide else "backtest-narrow"
     title = f"{story['metric']} over the days after each night, {story['plan']['from']} to {story['plan']['to']}"
     return finish(figure, top, name, title, " ".join([*conclude(story), *_read_out(nights)]), columns=3 if wide else 1)
 
 
 def _draw_quality(axes: Axes, nights: Sequence[Any]) -> None:
-    """One line a role with its band, and the area between the deployed and the frozen model."""
-    for place, (role, (label, colour, width)) in enumerate(LINES.items()):
-        held = [night for night in nights if role in night["future"]["values"]]
-        days, found = [_middle(night) for night in held], [night["future"]["values"][role] for night in held]
+    """One line a role with its band, the area between deployed and frozen, what a challenger kept out was worth."""
+    for role, (label, colour, width, opacity) in LINES.items():
+        days, found = _find(nights, role)
         lows, highs, values = ([one[key] for one in found] for key in ("low", "high", "value"))
-        axes.fill_between(days, lows, highs, color=HEX[colour], alpha=0.13, linewidth=0)
+        axes.fill_between(days, lows, highs, color=HEX[colour], alpha=opacity, linewidth=0)
         [line] = axes.plot(days, values, f"{COLOURS[colour][1]}-", color=HEX[colour], linewidth=width, label=label)
-        line.set(markersize=4.5, zorder=3 + place)
-    both = [night for night in nights if "frozen" in night["future"]["values"]]
-    days = [_middle(night) for night in both]
-    deployed, frozen = ([night["future"]["values"][role]["value"] for night in both] for role in ("deployed", "frozen"))
-    shade = axes.fill_between(days, frozen, deployed, color=HEX["series-1"], alpha=0.35, linewidth=0)
+        line.set(markersize=4.5, zorder=3 + width)
+    (days, deployed), (_, frozen) = _find(nights, "deployed"), _find(nights, "frozen")
+    low, high = ([one["value"] for one in side] for side in (frozen, deployed))
+    shade = axes.fill_between(days, low, high, color=HEX["series-1"], alpha=0.35, linewidth=0)
     shade.set(label="what the frozen one loses", zorder=2)
+    days, found = _find([night for night in nights if night["verdict"] != "passed"], "newest")
+    if days:
+        values = [one["value"] for one in found]
+        axes.plot(days, values, "x", color=HEX["refused"], markersize=6, zorder=8, label="worth of one kept out")
     axes.set_ylim(bottom=0)
+
+
+def _find(nights: Sequence[Any], role: str) -> tuple[list[float], list[dict[str, float]]]:
+    """Return the middles of the windows in which there is such a model, and its values there."""
+    held = [night for night in nights if role in night["future"]["values"]]
+    return [_middle(night) for night in held], [night["future"]["values"][role] for night in held]
 
 
 def _draw_decisions(axes: Axes, nights: Sequence[Any]) -> None:
@@ -72,28 +84,40 @@ def _draw_decisions(axes: Axes, nights: Sequence[Any]) -> None:
             marks.set(clip_on=False, transform=axes.get_xaxis_transform(), zorder=9)
 
 
+def _draw_loss(axes: Axes, nights: Sequence[Any]) -> None:
+    """Deployed - frozen, paired by user, with its interval: what the nights are worth."""
+    held = [night for night in nights if night["future"]["loss"] is not None]
+    days, losses = [_middle(night) for night in held], [night["future"]["loss"] for night in held]
+    lows, highs, values = ([one[key] for one in losses] for key in ("low", "high", "difference"))
+    axes.fill_between(days, [0.0] * len(days), values, color=HEX["series-1"], alpha=0.35, linewidth=0)
+    axes.vlines(days, lows, highs, color=HEX["series-0"], linewidth=2)
+    axes.plot(days, values, "o", color=HEX["series-0"], markersize=4.5)
+    axes.axhline(0, color=INK, linewidth=0.8)
+
+
 def _draw_unknown(axes: Axes, nights: Sequence[Any]) -> None:
-    """The share of targets that each model does not know, and of those that nobody could: first seen in these days."""
+    """The share of targets that each model does not know, of those that had been seen before the night."""
     for role in ("frozen", "deployed"):
-        _, colour, width = LINES[role]
-        held = [night for night in nights if role in night["future"]["unknown_share"]]
-        shares = [100 * night["future"]["unknown_share"][role] for night in held]
-        days, marker = [_middle(night) for night in held], f"{COLOURS[colour][1]}-"
-        axes.plot(days, shares, marker, color=HEX[colour], linewidth=width, markersize=3.5)
+        _, colour, width, _ = LINES[role]
+        days, _ = _find(nights, role)
+        shares = [100 * night["future"]["unknown_share"][role] for night in nights if role in night["future"]["values"]]
+        axes.plot(days, shares, f"{COLOURS[colour][1]}-", color=HEX[colour], linewidth=width, markersize=3.5)
     axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1.0))
 
 
-def _label(top: Axes, bottom: Axes, nights: Sequence[Any], metric: str, *, wide: bool) -> None:
+def _label(panels: Sequence[Axes], nights: Sequence[Any], metric: str, *, wide: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    top.set_ylabel(metric.upper())
-    bottom.set_ylabel("unknown\nitems, %")
-    top.spines["bottom"].set_visible(False)
+    words = (metric.upper(), "deployed\n- frozen", "unknown\nitems, %")
+    for axes, label, bins in zip(panels, words, (6, 4, 3), strict=True):
+        axes.set_ylabel(label)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=bins))
+        axes.spines["bottom"].set_visible(axes is panels[-1])
     first, last = (dt.date.fromisoformat(text) for text in (nights[0]["date"], nights[-1]["until"]))
     months = list_months(first, last, at_most=8 if wide else 4)
-    bottom.set_xticks([_day(str(month)) for month in months], [f"{month:%b}\n{month:%Y}" for month in months])
-    bottom.set_xlim(_day(str(first)) - 2, _day(str(last)))
-    bottom.yaxis.set_major_locator(MaxNLocator(nbins=3))
+    labels = [f"{month:%b}\n{month:%Y}" for month in months]
+    panels[-1].set_xticks([_day(str(month)) for month in months], labels)
+    panels[-1].set_xlim(_day(str(first)) - 2, _day(str(last)))
 
 
 def list_months(first: dt.date, last: dt.date, *, at_most: int) -> list[dt.date]:

@@ -51,8 +51,8 @@ def conclude(story: Story) -> list[str]:
         sentences += [
             f"Over the days after the nights the deployed champion is worth {means['deployed']:.4f} {metric}, the "
             f"first one, frozen, {means['frozen']:.4f}: {gain:+.4f}, {share:.1%} of it.",
-            f"In {len(losses)} windows they are two models; the deployed one is better beyond chance in {better} of "
-            f"them, worse in {worse}.",
+            f"They are two models in {len(losses)} of {total} windows: the deployed one is better beyond chance in "
+            f"{better} of them, worse in {worse}.",
             f"Recent popularity, which needs no training, is worth {means['popularity_recent']:.4f}.",
         ]
     return sentences

@@ -8,6 +8,7 @@ Shapes: T targets, X items.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 
 from components.checkpoint import load_model
 from components.dataset import Sequences
+from components.errors import StateError
 from components.item_table import BITS, with_quantized_table
 from components.ranking.blocks import ModelScorer
 from components.ranking.targets import Targets, choose_evenly, find_targets
@@ -64,13 +66,22 @@ def measure_latency(recommender: Recommender) -> float:
 
 
 def find_score_difference(recommender: Recommender, scorer: ModelScorer, targets: Targets) -> float:
-    """Return the largest difference of any item's score for any of the targets, served and evaluated."""
-    evaluated_TX, largest = scorer(targets).numpy(), 0.0
+    """Return the largest difference of any item's score for any of the targets, served and evaluated.
+
+    Raises:
+        StateError: a score is no number.
+    """
+    evaluated_TX, differences = scorer(targets).numpy(), []
     bounds = zip(targets.firsts, targets.positions, targets.request_times, strict=True)
     for evaluated_X, (first, stop, when) in zip(evaluated_TX, bounds, strict=True):
         rows, times = targets.known_items[first:stop], targets.known_timestamps[first:stop]
         served_X = recommender.scores(rows, times, int(when))
-        largest = max(largest, float(np.abs(served_X - evaluated_X).max()))
+        differences.append(np.abs(served_X - evaluated_X).max())
+    largest = float(np.max(differences))  # of NaN and a number NaN, unlike Python's max
+    if not math.isfinite(largest):
+        raise StateError(
+            "scores of the packaged model are not finite", observed=largest, todo="Train again: `dvc repro`"
+        )
     return largest
 
 

@@ -79,7 +79,7 @@ def decide(checks: Sequence[Check]) -> Verdict:
 def explain(checks: Sequence[Check]) -> list[str]:
     """Say in a sentence each what failed; where nothing did, what the newest window showed."""
     failed = [str(check) for check in checks if not check.passed]
-    return failed or [f"all {len(checks)} checks of the challenge hold", *map(str, checks[:1])]
+    return failed or ["every check of the challenge holds", *map(str, checks[:1])]
 
 
 def find_worse_slices(slices: Sequence[Mapping[str, Any]], limits: PromoteSettings) -> list[Mapping[str, Any]]:
