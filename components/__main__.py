@@ -193,6 +193,31 @@ def monitor(
 
 
 @app.command()
+def score(
+    k: Annotated[int, typer.Option(min=1, help="items a user")] = 20,
+    out: Annotated[Path, typer.Option(help="folder; what a killed run left there is continued")] = ARTIFACTS / "scores",
+    tag: Annotated[str | None, typer.Option(help="Bento or model; default: the champion")] = None,
+    at: Annotated[int | None, typer.Option(help="seconds: when it is shown; default: the log's last event")] = None,
+    users_a_part: Annotated[int, typer.Option(min=1, help="users in one Parquet file")] = 5_000,
+    replace: Annotated[bool, typer.Option("--replace", help="what is of another model, log or k")] = False,
+) -> None:
+    """Write the top k of every user of the log to Parquet."""
+    from components import scoring
+
+    scoring.score(
+        k=k,
+        out=out,
+        data=DATA,
+        artifacts=ARTIFACTS,
+        registry=REGISTRY,
+        tag=tag,
+        at=at,
+        users_a_part=users_a_part,
+        replace=replace,
+    )
+
+
+@app.command()
 def summary() -> None:
     """Print the closing table of the last run: metrics beside baselines, paths, examples, next command."""
     from components import report as step

@@ -103,6 +103,11 @@ def _publish_monitoring(file: Path) -> None:
     create_markdown_artifact(f"**{outcome}**", key="drift")
 
 
+def _publish_scores(file: Path) -> None:
+    rows = [{"what": name, "value": str(value)} for name, value in read_json(file).items()]
+    publish_table("scores", rows, f"The top k of every user: {file.parent}.")
+
+
 def _link(key: str) -> Callable[[Path], None]:
     def publisher(file: Path) -> None:
         create_link_artifact(file.resolve().as_uri(), link_text=str(file), key=key)
@@ -126,5 +131,6 @@ _PUBLISHERS: dict[str, dict[Path, Callable[[Path], None]]] = {
         REPORTS / "monitoring.json": _publish_monitoring,
         REPORTS / "monitoring.html": _link("monitoring-report"),
     },
+    "score": {ARTIFACTS / "scores" / "manifest.json": _publish_scores},
     "promote": {REGISTRY / "decisions.jsonl": _publish_decision},
 }

@@ -46,6 +46,7 @@ ALSO_COMMANDS = {  # not stages
     "forget-user",
     "lineage",
     "rollback",
+    "score",
     "serve",
     "summary",
     "use",
