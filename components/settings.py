@@ -73,6 +73,7 @@ class ValidateSettings(Section):
     """What the log must look like; see components/validation.py for each expectation."""
 
     max_bad_fraction: Fraction = Field(description="rows that may be quarantined before the stage fails")
+    max_month_bad_fraction: Fraction = Field(description="the same of each month that has 100 rows or more")
     min_users: int = Field(ge=1)
     min_items: int = Field(ge=1)
     min_events: int = Field(ge=1)

@@ -28,7 +28,7 @@ from components.errors import StateError, ValidationFailedError
 from components.expectations import suites
 from components.expectations.data_docs import write_page
 from components.expectations.facts import add_up, measure
-from components.expectations.months import Month, judge_months
+from components.expectations.months import Month, judge_months, worst_month
 from components.expectations.profile import compare, profile_log
 from components.expectations.runner import Judgement, SuiteRunner, restate
 from components.expectations.suites import Expectation
@@ -102,7 +102,7 @@ def judge_log(settings: ValidateSettings, data: Path, promoted_profile: Path, ju
 
     source = _source(data)
     promoted, notes = _read_promoted(promoted_profile, source)
-    facts = measure(counted, num_rows) | (compare(counted, promoted) if promoted else {})
+    facts = measure(counted, num_rows) | worst_month(months) | (compare(counted, promoted) if promoted else {})
     whole = runner.run("log", pd.DataFrame([facts]), suites.log_suite(settings, compared=promoted is not None))
     reasons = count_reasons(rows)
     return Verdict(

@@ -21,6 +21,7 @@ NUM_ITEMS = 60
 
 SETTINGS = ValidateSettings(
     max_bad_fraction=0.01,
+    max_month_bad_fraction=0.05,
     min_users=20,
     min_items=20,
     min_events=200,

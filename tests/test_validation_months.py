@@ -1,6 +1,7 @@
 """A night judges the months that changed, and says the same as if it had judged all of them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from made_validation import MONTHS, NUM_ITEMS, NUM_ROWS, ROWS_A_MONTH, SETTINGS, Run, changed, clean_columns, place
 
 from components.console import log
+from components.errors import ValidationFailedError
 from components.expectations import months, suites
 from components.expectations.facts import Facts, add_up, count_events
+from components.expectations.months import worst_month
 from components.expectations.runner import SuiteRunner, restate
 from components.interactions import INTERACTIONS
 
@@ -87,6 +90,20 @@ def test_a_night_judges_the_month_that_changed_and_no_other(
     assert outputs(run) == nightly
 
 
+def test_a_bad_month_fails_though_the_log_as_a_whole_has_few_bad_rows(run: Run):
+    columns = clean_columns()
+    columns["rating"][ROWS_A_MONTH : ROWS_A_MONTH + 8] = [9.0] * 8
+    run.write(columns)
+    with pytest.raises(ValidationFailedError, match=r"month_bad_fraction is 0\.0533333 .*\(rating_out_of_range 8\)"):
+        run.validate(max_bad_fraction=0.1)
+
+
+@pytest.mark.parametrize(("num_rows", "share"), [(99, 0.0), (100, 0.08)])
+def test_a_month_of_a_handful_of_rows_is_no_reason_to_stop(num_rows, share):
+    months = [SimpleNamespace(bad=np.arange(8), num_rows=num_rows), SimpleNamespace(bad=np.arange(1), num_rows=1_000)]
+    assert worst_month(months)["month_bad_fraction"] == pytest.approx(max(share, 0.001))
+
+
 def test_a_part_more_in_a_month_is_a_change_of_that_month(run: Run, judged: list[int]):
     run.write(clean_columns())
     run.validate()
@@ -100,7 +117,7 @@ def test_a_part_more_in_a_month_is_a_change_of_that_month(run: Run, judged: list
 def test_other_bounds_are_another_judgement(run: Run, judged: list[int]):
     run.write(clean_columns())
     run.validate()
-    run.validate(max_rating=4.0, max_bad_fraction=1.0)
+    run.validate(max_rating=4.0, max_bad_fraction=1.0, max_month_bad_fraction=1.0)
     assert judged == [NUM_ROWS, NUM_ROWS]
     assert run.report["reasons"] == {"rating_out_of_range": NUM_ROWS // 5}
 

@@ -90,6 +90,7 @@ def log_suite(settings: ValidateSettings, *, compared: bool) -> list[Expectation
     """The log as a whole, after the quarantine; `compared` adds the comparison with the promoted version's profile."""
     suite = [
         _at_most("bad_fraction", "rows in the quarantine / all rows", settings.max_bad_fraction),
+        _at_most("month_bad_fraction", "the same of the worst month", settings.max_month_bad_fraction),
         _at_least("num_events", "events", settings.min_events),
         _at_least("num_users", "users", settings.min_users),
         _at_least("num_items", "items", settings.min_items),

@@ -75,7 +75,7 @@ def complain(whole: list[Judgement], reasons: dict[str, int]) -> list[str]:
             continue
         expectation = judgement.expectation
         sentence = f"{expectation.name} is {judgement.observed:,.6g} and should be {expectation.wanted}"
-        if expectation.name == "bad_fraction":
+        if expectation.name in ("bad_fraction", "month_bad_fraction"):
             worst = list(reasons.items())[:WORST_REASONS]
             sentence += f" ({', '.join(f'{reason} {count:,}' for reason, count in worst)})"
         sentences.append(sentence)
