@@ -249,11 +249,10 @@ def test_a_packaged_model_that_scores_otherwise_is_kept_out(workspace, made):
     evaluated = Recommender.load(checkpoint(made))
     targets = find_targets(sequences, "valid")
     targets = targets.take(targets.items >= 0)
-    assert find_score_difference(recommender, ModelScorer(evaluated.model, evaluated.max_len), targets) > 0.01
-    broken = ModelScorer(evaluated.model, evaluated.max_len)
-    broken._items[0][0, 0] = torch.nan
+    scorer = ModelScorer(evaluated.model, evaluated.max_len)
+    assert find_score_difference(recommender, scorer, targets) > 0.01
     with pytest.raises(StateError, match="not finite"):
-        find_score_difference(recommender, broken, targets)
+        find_score_difference(recommender, lambda targets: scorer(targets) * torch.nan, targets)
 
 
 def test_a_checkpoint_that_was_trained_since_the_packaging_is_refused(contested):

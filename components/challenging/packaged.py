@@ -21,7 +21,7 @@ from components.checkpoint import load_model
 from components.dataset import Sequences
 from components.errors import StateError
 from components.item_table import BITS, with_quantized_table
-from components.ranking.blocks import ModelScorer
+from components.ranking.blocks import ModelScorer, Scorer
 from components.ranking.targets import Targets, choose_evenly, find_targets
 from components.recommender import Recommender
 
@@ -65,7 +65,7 @@ def measure_latency(recommender: Recommender) -> float:
     return statistics.median(times[NUM_WARMUPS:])
 
 
-def find_score_difference(recommender: Recommender, scorer: ModelScorer, targets: Targets) -> float:
+def find_score_difference(recommender: Recommender, scorer: Scorer, targets: Targets) -> float:
     """Return the largest difference of any item's score for any of the targets, served and evaluated.
 
     Raises:
