@@ -21,6 +21,7 @@ from made_services import free_port, stop, wait_until_ready
 
 from components import packaging, registry
 from components.files import read_json, write_json
+from components.serving.request_log import read_rows
 from components.settings import PackageSettings
 
 HISTORY = [{"item_id": f"{name}-{number}", "timestamp": 1_000 + number} for number in range(6) for name in "ab"]
@@ -78,6 +79,7 @@ def workspace(tmp_path_factory):
 def client(workspace):
     port, root = free_port(), workspace.root
     environment = os.environ | {"BENTOML_DO_NOT_TRACK": "True", "HSTUFLOW_FOLLOW": str(workspace.pointer)}
+    environment["HSTUFLOW_REQUESTS"] = str(root / "requests")
     environment["HSTUFLOW_HISTORIES"] = f"sqlite:///{root / 'histories.db'}"
     first = json.loads((workspace.registry / "decisions.jsonl").read_text().splitlines()[0])["tag"]  # a's Bento
     command = [sys.executable, "-m", "bentoml", "serve", first, "--host", "127.0.0.1", "--port", str(port)]
@@ -158,6 +160,25 @@ def test_promotions_and_rollbacks_under_load_fail_no_request_and_mix_no_answer(c
     assert f"hstuflow_model_swaps_total {SWAPS}.0" in metrics
     assert "hstuflow_model_swaps_failed_total 0.0" in metrics or "swaps_failed" not in metrics
     assert "hstuflow_model_since_timestamp_seconds" in metrics
+
+
+def test_every_answer_leaves_a_row_which_a_forgotten_user_takes_along(client, workspace):
+    def rows():
+        files = sorted((workspace.root / "requests").glob("*/*.jsonl"))
+        return {row["request_id"]: row for file in files for row in read_rows(file)}
+
+    headers = {"X-Request-ID": "look-for-me"}
+    event = {"event_id": "1", "item_id": "a-3", "timestamp": 1_000}
+    client.post("/events", json={"user_id": "forgotten", "events": [event]})
+    answer = client.post("/recommend", json={"user_id": "forgotten", "k": 3, "request_time": 5_000}, headers=headers)
+    while "look-for-me" not in rows():
+        time.sleep(0.05)
+    row = rows()["look-for-me"]
+    assert row["items"] == [item["item_id"] for item in answer.json()["items"]]
+    assert (row["model"], row["user_id"]) == (answer.json()["model"]["tag"], "forgotten")
+    assert client.delete("/users/forgotten").json() == {"deleted": 1}
+    assert "look-for-me" not in rows()
+    assert 'hstuflow_request_log_rows_total{result="written"}' in client.get("/metrics").text
 
 
 def break_weights(model):
