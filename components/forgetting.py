@@ -3,7 +3,8 @@
     python -m components forget-user --user ann --dry-run     # what would go
     python -m components forget-user --user ann --store sqlite:///hstuflow-histories.db
 
-1. The log is written anew without the person's rows; the key becomes empty and its number is never given again.
+1. The log is written anew without the person's rows; the key becomes empty and its number is never given again. A hash
+   of it stays in the manifest, by which ingestion leaves the person out from then on.
 2. What is made of the log and names people is removed (`_MADE_OF_IT`); the pipeline makes it again.
 3. Cache and local remotes lose the objects that hold the person (`components/dvc_objects.py`), then `dvc add data`.
 4. At the end all of that is searched. Models stay, and are listed with what to do: no weight names a person.
@@ -34,6 +35,7 @@ from components.lineage import find_models, print_models
 from components.manifest import count_log, measure_part, write_manifest
 from components.person import Person, find_person, holds
 from components.sources.append import part_of
+from components.sources.forgotten import hash_key
 
 _MADE_OF_IT = (
     "artifacts/quarantine.parquet",
@@ -118,12 +120,13 @@ def _write_without(person: Person, data: Path, folder: Path) -> None:
     if keys is not None:
         is_person = pc.equal(keys["id"], person.id)
         write_keys(folder, "user", keys.set_column(1, "key", pc.if_else(is_person, pa.scalar(""), keys["key"])))
-    _rewrite_manifest(folder)
+    _rewrite_manifest(person, folder)
 
 
-def _rewrite_manifest(folder: Path) -> None:
+def _rewrite_manifest(person: Person, folder: Path) -> None:
     manifest = read_manifest(folder)
     source = {name: value for name, value in manifest.items() if name not in ("counts", "notes", "data_hash")}
+    source["forgotten"] = sorted({*source.get("forgotten", []), hash_key(person.key)})
     if "files" in source:
         source["files"] = [entry | measure_part(folder, part_of(entry["name"])) for entry in source["files"]]
     write_manifest(folder, source, count_log(folder), manifest["notes"])
@@ -190,7 +193,7 @@ def _left_to_do(forgotten: Forgotten, stores: Stores, data: Path) -> Iterator[st
     source = (
         ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "") if files else manifest["path"]
     )
-    yield f"The source has the person still ({source}): what is read from it again brings the events back"
+    yield f"The source has the person still ({source}); ingestion leaves the person out, other readers do not"
     if forgotten.stored is None:
         yield f"The service: curl -X DELETE localhost:3000/users/{quote(forgotten.person.key, safe='')}, or --store URL"
     for remote in stores.elsewhere:

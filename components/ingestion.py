@@ -11,7 +11,7 @@ The same input gives the same bytes, so that ingesting again changes nothing and
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from components.sources import MonthlyLog, SourceLog, read_source
 from components.sources.append import append_files
 from components.sources.canonical import canonical_items, known_keys, without_impossible
 from components.sources.choice import choose_source, continues, describe, extends, is_same_log
+from components.sources.forgotten import leave_out
 from components.sources.ids import IdColumn, number_ids
 
 
@@ -64,16 +65,20 @@ def ingest(settings: IngestSettings, options: Mapping[str, Any], *, data: Path, 
         return Change(counts, counts, changed=False)
     _refuse_other(wanted, held, data, replace=replace)
     known = data if continues(wanted, held) else None
+    forgotten: list[str] = held.get("forgotten", []) if held is not None and known is not None else []
     with (
         tempfile.TemporaryDirectory(prefix="ingest-") as scratch,
         tempfile.TemporaryDirectory(prefix=f".{data.name}.", dir=_parent(data)) as staging,
     ):
         if wanted.mode == "append":
             base = data if held is not None and not replace else None
-            manifest, terms = _append(Path(staging), wanted, Path(scratch), held=base, known=known), None
+            manifest, terms = (
+                _append(Path(staging), wanted, Path(scratch), held=base, known=known, forgotten=forgotten),
+                None,
+            )
         else:
             source = read_source(wanted, Path(scratch))
-            manifest, terms = _write(Path(staging), source, wanted, known=known), source.terms
+            manifest, terms = _write(Path(staging), source, wanted, known=known, forgotten=forgotten), source.terms
         change = _compare(data, held, Path(staging), manifest)
         if change.changed:
             _swap(Path(staging), data)
@@ -125,13 +130,18 @@ def _parent(data: Path) -> Path:
 
 
 def _write(
-    folder: Path, source: SourceLog | MonthlyLog, wanted: IngestSettings, *, known: Path | None
+    folder: Path,
+    source: SourceLog | MonthlyLog,
+    wanted: IngestSettings,
+    *,
+    known: Path | None,
+    forgotten: list[str],
 ) -> dict[str, Any]:
     """Write the log into an empty folder and return its manifest; `known` is the data folder whose ids must be kept."""
     if isinstance(source, MonthlyLog):
         counts = _write_months(folder, source)
         return write_manifest(folder, _describe_source(wanted, unit="s"), counts, source.notes)
-    events, notes = source.events, list(source.notes)
+    events, notes = leave_out(source.events, forgotten), list(source.notes)
     users = number_ids(events.users, IdColumn(), known_keys(known, "user", events.users))
     known_items = known_keys(known, "item", events.items)
     catalogue = source.items
@@ -144,7 +154,7 @@ def _write(
         if numbered.keys is not None:
             write_keys(folder, what, numbered.keys)
     counts = Counts(len(users.ids), len(np.unique(users.ids)), len(np.unique(items.ids)), len(list_months(folder)))
-    return write_manifest(folder, _describe_source(wanted, events.times.unit), counts, notes)
+    return write_manifest(folder, _describe_source(wanted, events.times.unit, forgotten), counts, notes)
 
 
 def _write_months(folder: Path, source: MonthlyLog) -> Counts:
@@ -159,24 +169,31 @@ def _write_months(folder: Path, source: MonthlyLog) -> Counts:
 
 
 def _append(
-    folder: Path, wanted: IngestSettings, scratch: Path, *, held: Path | None, known: Path | None
+    folder: Path,
+    wanted: IngestSettings,
+    scratch: Path,
+    *,
+    held: Path | None,
+    known: Path | None,
+    forgotten: list[str],
 ) -> dict[str, Any]:
     """Write the log of `held` with what is new into an empty folder and return its manifest."""
-    appended = append_files(folder, wanted, scratch, held=held, known=known)
+    appended = append_files(folder, wanted, scratch, held=held, known=known, forgotten=forgotten)
     repeats, notes = sum(entry["repeats"] for entry in appended.files), appended.notes
     if repeats:
         notes = [f"{repeats} rows repeat a row of another file in all columns, left out", *notes]
     units = ", ".join(sorted({entry["unit"] for entry in appended.files}))
     # no path: it may name another file each night, and the manifest says what is held
-    described = {**_describe_source(wanted, units), "path": None, "files": appended.files}
+    described = {**_describe_source(wanted, units, forgotten), "path": None, "files": appended.files}
     return write_manifest(folder, described, count_log(folder), notes)
 
 
-def _describe_source(wanted: IngestSettings, unit: str) -> dict[str, Any]:
+def _describe_source(wanted: IngestSettings, unit: str, forgotten: Sequence[str] = ()) -> dict[str, Any]:
     """Return what the manifest says of the source; only the source synthetic has a size, only append is a mode."""
-    described = {**wanted.model_dump(), "timestamp_unit": unit}
+    described = {**wanted.model_dump(), "timestamp_unit": unit, "forgotten": list(forgotten)}
     absent = {"synthetic"} if wanted.source != "synthetic" else set()
     absent |= {"mode"} if wanted.mode == "replace" else set()
+    absent |= set() if forgotten else {"forgotten"}
     return {name: value for name, value in described.items() if name not in absent}
 
 

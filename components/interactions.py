@@ -8,7 +8,8 @@
                                                  timestamps were read as), counts (events, users, items, months),
                                                  notes, data_hash (SHA-256 of all the others), of a made log
                                                  synthetic (its size), of one that is appended to mode and files
-                                                 (head of `components/sources/append.py`); no time of day in it
+                                                 (head of `components/sources/append.py`), forgotten where somebody
+                                                 was (`components/sources/forgotten.py`); no time of day in it
 
 Month partitions and parts, because DVC stores per file: a nightly append then stores one new file, not the whole log.
 A month is its parts one after another, by name, sorted by timestamp with ties left in that order; a `row` counts in the

@@ -15,6 +15,7 @@ from made_logs import FRACTIONS
 from safetensors.numpy import save_file
 
 from components import forgetting
+from components.console import log
 from components.dvc_objects import Stores, find_objects
 from components.errors import InputError, StateError
 from components.files import hash_files, write_json
@@ -265,6 +266,45 @@ def test_a_night_after_it_does_not_bring_the_person_back_while_the_files_are_as_
     state = hash_files([Path("data")])
     take(plain / "source")
     assert hash_files([Path("data")]) == state
+
+
+def users_of_log() -> set[str]:
+    keys = read_keys(Path("data"), "user")
+    return {keys[number] for number in read_interactions()["user_id"].to_pylist()}
+
+
+def test_files_read_again_or_new_ones_do_not_bring_the_person_back(plain: Path, caplog: pytest.LogCaptureFixture):
+    person, others = names_of("text")
+    forget(person)
+    (plain / "source" / "0.csv").write_text((plain / "source" / "0.csv").read_text() + f"zoe,10,{START}\n")
+    write_night(plain / "source", 2, [person, "user-1"])
+    with caplog.at_level("INFO", logger=log.name):
+        take(plain / "source")
+    assert users_of_log() == {*others, "zoe"}
+    assert caplog.text.count("6 events of forgotten users left out") == 2
+    assert person not in (read_keys(Path("data"), "user") or {}).values()
+    assert len(read_manifest()["forgotten"]) == 1
+
+
+def test_a_log_read_at_once_does_not_bring_the_person_back(plain: Path):
+    person, others = names_of("text")
+    forget(person)
+    forget("user-3")
+    options = {"source": "table", "path": str(plain / "source")}
+    for _ in range(2):
+        ingest(IngestSettings(source="movielens-100k"), options, data=Path("data"), replace=True)
+        assert users_of_log() == set(others) - {"user-3"}
+        assert len(read_manifest()["forgotten"]) == 2
+
+
+def test_the_finer_order_of_the_source_stays_without_the_forgotten(plain: Path):
+    person, _ = names_of("text")
+    forget(person)
+    rows = [f"user-1,{item},2024-05-01T00:00:00.{9 - item}" for item in range(4)]
+    rows.insert(2, f"{person},7,2024-05-01T00:00:00.5")
+    (plain / "source" / "2.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    take(plain / "source")
+    assert read_interactions()["item_id"].to_pylist()[-4:] == [3, 2, 1, 0]
 
 
 def test_somebody_who_is_not_there_is_named_and_nothing_changes(plain: Path):

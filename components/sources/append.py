@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ from components.interactions import (
 from components.manifest import measure_part
 from components.settings import IngestSettings
 from components.sources.canonical import RunningIds, canonical_items, union_items
-from components.sources.fetch import LocalFile
+from components.sources.events import Events
+from components.sources.forgotten import leave_out
 from components.sources.table import list_tables, read_item_file, read_one
 
 AT_ONCE = "part-0"  # the part of a log that was ingested at once
@@ -63,11 +65,18 @@ class Appended:
 
 
 def append_files(
-    folder: Path, wanted: IngestSettings, scratch: Path, *, held: Path | None, known: Path | None
+    folder: Path,
+    wanted: IngestSettings,
+    scratch: Path,
+    *,
+    held: Path | None,
+    known: Path | None,
+    forgotten: Collection[str] = (),
 ) -> Appended:
     """Write into the empty `folder` the log of `held` and what is new of the files that `wanted.path` means.
 
     held: the data folder to go on from; None starts anew. known: the one whose ids keep their numbers.
+    forgotten: users to leave out, as `components/sources/forgotten.py` writes them.
 
     Raises:
         InputError: as `read_table`, and where there is no event in all of the files.
@@ -82,7 +91,9 @@ def append_files(
         _copy_parts(held, folder, kept)
     ids = RunningIds(known)
     for name in names:
-        kept[name] = _add(folder, files[name], hashes[name], kept, ids, wanted, scratch)
+        events, told = read_one(files[name], wanted, scratch)
+        facts = {"name": name, "sha256": hashes[name], "unit": events.times.unit, "notes": told}
+        kept[name] = facts | _add(folder, name, leave_out(events, forgotten), kept, ids)
     if not any(entry["rows"] for entry in kept.values()):
         raise InputError("has a header but no events", where=wanted.path, todo="Check that the right files were named")
     notes = _write_items(folder, wanted, scratch, ids, held)
@@ -130,23 +141,12 @@ def _copy_parts(held: Path, folder: Path, kept: dict[str, Entry]) -> None:
             shutil.copy2(file, target)
 
 
-def _add(
-    folder: Path,
-    file: LocalFile,
-    sha256: str,
-    others: dict[str, Entry],
-    ids: RunningIds,
-    wanted: IngestSettings,
-    scratch: Path,
-) -> Entry:
-    """Write the parts of one file; return what is told of it."""
-    events, notes = read_one(file, wanted, scratch)
-    users, items = ids.number("user", events.users), ids.number("item", events.items)
-    part = part_of(file.relative)
-    write_partitions(folder, events.table(users, items), part)
+def _add(folder: Path, name: str, events: Events, others: dict[str, Entry], ids: RunningIds) -> Entry:
+    """Write the parts of one file; return what they hold."""
+    part = part_of(name)
+    write_partitions(folder, events.table(ids.number("user", events.users), ids.number("item", events.items)), part)
     repeats = _leave_out_repeats(folder, part, others)
-    facts = {"name": file.relative, "sha256": sha256, "repeats": repeats, "unit": events.times.unit, "notes": notes}
-    return facts | measure_part(folder, part)
+    return {"repeats": repeats} | measure_part(folder, part)
 
 
 def _leave_out_repeats(folder: Path, part: str, others: dict[str, Entry]) -> int:

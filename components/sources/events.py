@@ -42,6 +42,17 @@ class Events:
         )
         return table if self.times.order is None else table.take(pa.array(self.times.order))
 
+    def only(self, kept: np.ndarray) -> Events:
+        """Return the events where `kept` (n,) is true."""
+        mask = pa.array(kept)
+        return Events(
+            self.users.only(mask),
+            self.items.only(mask),
+            self.times.only(kept),
+            self.ratings.filter(mask),
+            self.actions.filter(mask),
+        )
+
 
 @dataclass
 class ItemTable:

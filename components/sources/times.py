@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,13 @@ class Times:
     order: np.ndarray | None
     unit: str
     reason: str
+
+    def only(self, kept: np.ndarray) -> Times:
+        """Return the times where `kept` (n,) is true, in the same order among themselves."""
+        order = self.order
+        if order is not None:
+            order = (np.cumsum(kept) - 1)[order[kept[order]]]
+        return replace(self, seconds=self.seconds[kept], order=order)
 
 
 class TimeColumn:
