@@ -23,7 +23,7 @@ export OMP_NUM_THREADS := 1
 # make run SOURCE=table LOG=my.csv COLUMNS=user_id=uid,item_id=sku,timestamp=ts
 # From the command line only: many a shell exports COLUMNS, the width of its window.
 option = $(if $(findstring command,$(origin $(1))),$(2) '$(subst ','\'',$(value $(1)))')
-RUN_OPTIONS = $(call option,SOURCE,--source) $(call option,MODE,--mode) $(call option,LOG,--path) $(call option,COLUMNS,--columns) \
+RUN_OPTIONS = $(call option,SOURCE,--source) $(call option,MODE,--mode) $(call option,LOG,--path) $(call option,QUERY,--query) $(call option,NIGHT,--night) $(call option,COLUMNS,--columns) \
 	$(call option,TIMESTAMP_UNIT,--timestamp-unit) $(call option,ITEMS,--items) \
 	$(call option,ITEM_COLUMNS,--item-columns) $(call option,SYNTHETIC,--synthetic) $(if $(REPLACE),--replace)
 

@@ -27,9 +27,11 @@ Split = Annotated[Protocol, typer.Option(help="which way of splitting the log")]
 
 @app.command()
 def ingest(
-    source: Annotated[str | None, typer.Option(help="movielens-100k | grouplens | table | synthetic")] = None,
+    source: Annotated[str | None, typer.Option(help="movielens-100k, grouplens, table, database, synthetic")] = None,
     mode: Annotated[str | None, typer.Option(help="replace | append: keep what is held, add the new files")] = None,
     path: Annotated[str | None, typer.Option(help="file, folder, glob or URL")] = None,
+    query: Annotated[str | None, typer.Option(help="SQL of the source database; {night} is a day")] = None,
+    night: Annotated[str | None, typer.Option(help="that day, 2024-03-05; default: yesterday, UTC")] = None,
     columns: Annotated[str | None, typer.Option(help="user_id=userId,item_id=movieId,timestamp=ts,...")] = None,
     timestamp_unit: Annotated[str | None, typer.Option(help="auto | s | ms | us | iso")] = None,
     items: Annotated[str | None, typer.Option(help="item table: file or URL")] = None,
@@ -44,6 +46,8 @@ def ingest(
         "source": source,
         "mode": mode,
         "path": path,
+        "query": query,
+        "night": night,
         "columns": _pairs(columns, "--columns"),
         "timestamp_unit": timestamp_unit,
         "items": items,

@@ -194,6 +194,7 @@ def _describe_source(wanted: IngestSettings, unit: str, forgotten: Sequence[str]
     absent = {"synthetic"} if wanted.source != "synthetic" else set()
     absent |= {"mode"} if wanted.mode == "replace" else set()
     absent |= set() if forgotten else {"forgotten"}
+    absent |= {"night", "query"} if wanted.source != "database" else {"night"}
     return {name: value for name, value in described.items() if name not in absent}
 
 

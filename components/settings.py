@@ -23,7 +23,7 @@ PARAMS = Path("params.yaml")
 
 ModelName = Literal["hstu", "sasrec"]
 Protocol = Literal["time_split", "leave_one_out"]
-SourceName = Literal["movielens-100k", "grouplens", "table", "synthetic"]
+SourceName = Literal["movielens-100k", "grouplens", "table", "database", "synthetic"]
 IngestMode = Literal["replace", "append"]
 TimestampUnit = Literal["auto", "s", "ms", "us", "iso"]
 _NULL = "tag:yaml.org,2002:null"
@@ -59,9 +59,11 @@ class SyntheticSettings(Section):
 class IngestSettings(Section):
     """Where events come from. `python -m components ingest --source ... --path ...` overrides it without an edit."""
 
-    source: SourceName = Field(description="the default download, a GroupLens archive, your own table, or a made log")
-    mode: IngestMode = Field("replace", description="append keeps what is held and adds the files that are new; table")
-    path: str | None = Field(None, description="file, folder, glob or fsspec URL, of grouplens and table")
+    source: SourceName = Field(description="default download, GroupLens archive, your table or database, made log")
+    mode: IngestMode = Field("replace", description="append keeps what is held, adds new files; table, database")
+    path: str | None = Field(None, description="file, folder, glob or fsspec URL; of a database its URL")
+    query: str | None = Field(None, description="SQL of the source database; {night} stands for a day")
+    night: dt.date | None = Field(None, description="the day; null: yesterday, UTC")
     columns: dict[str, str] = Field(default_factory=dict, description="canonical name -> name in your table")
     timestamp_unit: TimestampUnit = Field("auto", description="auto decides by magnitude")
     items: str | None = Field(None, description="optional item table (title, genres, ...), same formats as path")

@@ -23,6 +23,8 @@ def run(
     source: Annotated[SourceName | None, typer.Option(help="which reader")] = None,
     mode: Annotated[IngestMode | None, typer.Option(help="append: keep what is held, add the new files")] = None,
     path: Annotated[str | None, typer.Option(help="file, folder, glob or URL")] = None,
+    query: Annotated[str | None, typer.Option(help="SQL of the source database; {night} is a day")] = None,
+    night: Annotated[str | None, typer.Option(help="that day, 2024-03-05; default: yesterday, UTC")] = None,
     columns: Annotated[str | None, typer.Option(help="user_id=userId,item_id=movieId,timestamp=ts,...")] = None,
     timestamp_unit: Annotated[TimestampUnit | None, typer.Option(help="auto decides by magnitude")] = None,
     items: Annotated[str | None, typer.Option(help="item table: file or URL")] = None,

@@ -29,6 +29,8 @@ def training_flow(
     source: SourceName | None = None,
     mode: IngestMode | None = None,
     path: str | None = None,
+    query: str | None = None,
+    night: str | None = None,
     columns: str | None = None,
     timestamp_unit: TimestampUnit | None = None,
     items: str | None = None,
@@ -42,6 +44,8 @@ def training_flow(
         source: which reader; nothing given keeps the log that data/ holds, or fetches the one of params.yaml.
         mode: `append` keeps what data/ holds and adds the files that are new, of the source table.
         path: file, folder, glob or URL of the log.
+        query: SQL of the source database, in which `{night}` stands for a day.
+        night: that day, 2024-03-05; yesterday (UTC) where none is given.
         columns: canonical name=name in your table, as in `user_id=uid,item_id=sku,timestamp=ts`.
         timestamp_unit: unit of the log's timestamps; auto decides by magnitude.
         items: file or URL of an item table.
@@ -57,6 +61,8 @@ def training_flow(
         "source": source,
         "mode": mode,
         "path": path,
+        "query": query,
+        "night": night,
         "columns": columns,
         "timestamp-unit": timestamp_unit,
         "items": items,

@@ -18,7 +18,7 @@ def read_source(settings: IngestSettings, scratch: Path) -> SourceLog | MonthlyL
     """Read the log of `settings.source`, using `scratch` for what has to be downloaded or unpacked."""
     if settings.source == "grouplens":
         return read_grouplens(settings, scratch)
-    if settings.source == "table":
+    if settings.source in ("table", "database"):
         return read_table(settings, scratch)
     if settings.source == "synthetic":
         return make_log(settings.synthetic or SyntheticSettings())

@@ -47,7 +47,7 @@ from components.settings import IngestSettings
 from components.sources.canonical import RunningIds, canonical_items, union_items
 from components.sources.events import Events
 from components.sources.forgotten import leave_out
-from components.sources.table import list_tables, read_item_file, read_one
+from components.sources.table import list_log, read_item_file, read_one
 
 AT_ONCE = "part-0"  # the part of a log that was ingested at once
 _LONGEST = 200  # bytes of a part's name; file systems take 255, and a temporary adds 20
@@ -82,7 +82,7 @@ def append_files(
         InputError: as `read_table`, and where there is no event in all of the files.
         SourceUnreachableError: a URL cannot be reached.
     """
-    files = {file.relative: file for file in list_tables(wanted.path, scratch)}
+    files = {file.relative: file for file in list_log(wanted, scratch)}
     hashes = {name: _hash(file.path) for name, file in files.items()}
     entries = {entry["name"]: entry for entry in _entries(held)} if held is not None else {}
     names = _to_read(entries, hashes)

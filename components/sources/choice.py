@@ -13,6 +13,8 @@ from components.errors import SettingsError
 from components.settings import IngestSettings, SyntheticSettings
 from components.sources.fetch import is_url
 
+YOUR_OWN = ("table", "database")  # sources of columns with any names, from night to night
+
 
 def choose_source(settings: IngestSettings, options: Mapping[str, Any]) -> IngestSettings:
     """Return `settings` with the given options; another source than theirs starts from that source's own defaults."""
@@ -36,8 +38,10 @@ def _check_belongs(wanted: IngestSettings) -> None:
     """Raise SettingsError at an option that the chosen source does not have."""
     foreign: dict[str, Any] = {"path": wanted.path} if wanted.source in ("movielens-100k", "synthetic") else {}
     foreign["synthetic"] = None if wanted.source == "synthetic" else wanted.synthetic
-    foreign["mode"] = "append" if wanted.mode == "append" and wanted.source != "table" else None
-    if wanted.source != "table":
+    foreign["mode"] = "append" if wanted.mode == "append" and wanted.source not in YOUR_OWN else None
+    if wanted.source != "database":
+        foreign |= {"query": wanted.query, "night": wanted.night}
+    if wanted.source not in YOUR_OWN:
         unit = wanted.timestamp_unit if wanted.timestamp_unit != "auto" else None
         foreign |= {"columns": wanted.columns, "timestamp_unit": unit, "items": wanted.items}
         foreign |= {"item_columns": wanted.item_columns}
@@ -62,7 +66,7 @@ def _portable(path: str | None) -> str | None:
 
 
 def extends(wanted: IngestSettings, held: Mapping[str, Any]) -> bool:
-    """Tell whether `wanted` is appended to the log that `held` describes: a table with the same mapping, any path."""
+    """Tell whether `wanted` is appended to the log that `held` describes: your own, same mapping, any path."""
     return wanted.mode == "append" and wanted.source == held["source"] and wanted.columns == held["columns"]
 
 
@@ -72,6 +76,7 @@ def is_same_log(wanted: IngestSettings, held: Mapping[str, Any]) -> bool:
         wanted.source == held["source"]
         and _absolute(wanted.path) == _absolute(held["path"])
         and wanted.columns == held["columns"]
+        and wanted.query == held.get("query")
         and wanted.model_dump()["synthetic"] == held.get("synthetic")
     )
 
@@ -80,7 +85,7 @@ def continues(wanted: IngestSettings, held: Mapping[str, Any] | None) -> bool:
     """Tell whether ids must keep their numbers: the same log, or a newer file of a table with the same mapping."""
     if held is None:
         return False
-    newer_file = wanted.source == held["source"] == "table" and wanted.columns == held["columns"]
+    newer_file = wanted.source == held["source"] in YOUR_OWN and wanted.columns == held["columns"]
     return newer_file or is_same_log(wanted, held)
 
 

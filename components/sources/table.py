@@ -9,6 +9,7 @@ from components.errors import InputError, SettingsError
 from components.settings import IngestSettings
 from components.sources.cells import TableFile
 from components.sources.columns import find_columns
+from components.sources.database import query_database
 from components.sources.delimited import DelimitedFile
 from components.sources.events import Events, ItemTable, read_events, read_item_table
 from components.sources.fetch import LocalFile, local_files
@@ -32,7 +33,7 @@ def read_table(settings: IngestSettings, scratch: Path) -> SourceLog:
         InputError: a file that cannot be read, a missing column, a cell that cannot be what its column says.
         SourceUnreachableError: a URL cannot be reached.
     """
-    events, notes = _read_all(list_tables(settings.path, scratch), settings, scratch)
+    events, notes = _read_all(list_log(settings, scratch), settings, scratch)
     if not len(events.users):
         raise InputError("has a header but no events", where=settings.path, todo="Check that the right file was named")
     unit = f"timestamps read as {events.times.unit} ({events.times.reason}); --timestamp-unit overrides"
@@ -55,6 +56,13 @@ def _read_all(files: list[LocalFile], settings: IngestSettings, scratch: Path) -
 def _note_unused(pairs: list[tuple[TableFile, dict[str, str]]]) -> list[str]:
     ignored = sorted({n for file, columns in pairs for n in file.column_names() if n not in columns.values()})
     return [f"columns not used: {', '.join(ignored)}"] if ignored else []
+
+
+def list_log(settings: IngestSettings, scratch: Path) -> list[LocalFile]:
+    """Return the files of the log: those that `settings.path` means, or the one that a database's answer becomes."""
+    if settings.source == "database":
+        return [query_database(settings, scratch)]
+    return list_tables(settings.path, scratch)
 
 
 def read_item_file(settings: IngestSettings, scratch: Path) -> ItemTable:
