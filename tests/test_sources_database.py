@@ -112,5 +112,5 @@ def test_what_the_database_says_is_handed_on_and_the_log_stays(here: Path, chang
 
 
 def test_a_database_that_cannot_be_reached_may_be_tried_again(here: Path):
-    with pytest.raises(SourceUnreachableError, match="postgresql://me@127.0.0.1:1/shop: cannot be reached"):
+    with pytest.raises(SourceUnreachableError, match=r"postgresql://me@127\.0\.0\.1:1/shop: cannot be reached"):
         take("2024-03-05", path="postgresql://me@127.0.0.1:1/shop")
