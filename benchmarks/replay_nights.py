@@ -97,7 +97,7 @@ def plan_nights(first: dt.date, count: int, every: int) -> list[Night]:
 
 def read_log(path: Path, folder: Path, every_user: int) -> tuple[pa.Table, pa.Table]:
     """Return the events of every n-th user of a GroupLens archive, in time order, and its items."""
-    ingest(IngestSettings(source="grouplens", path=str(path)), {}, data=folder / "whole")
+    ingest(IngestSettings.model_validate({"source": "grouplens", "path": str(path)}), {}, data=folder / "whole")
     events, items = read_interactions(folder / "whole"), read_items(folder / "whole")
     events = events.filter(pa.array(events["user_id"].to_numpy() % every_user == 0))
     columns = {"user": "user_id", "item": "item_id", "time": "timestamp", "rating": "rating"}

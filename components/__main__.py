@@ -286,12 +286,15 @@ def lineage(
 def forget_user(
     user: Annotated[str, typer.Option(help="the id as the source writes it")],
     store: Annotated[str | None, typer.Option(help="URL of the service's histories, to forget the user there")] = None,
+    requests: Annotated[Path, typer.Option(help="the service's log of requests (HSTUFLOW_REQUESTS)")] = Path(
+        "requests"
+    ),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
 ) -> None:
     """Remove a person from the log, what is made of it and DVC's old versions; say which models saw the person."""
     from components import forgetting
 
-    forgetting.forget_user(user, root=Path(), registry=REGISTRY, store=store, dry_run=dry_run)
+    forgetting.forget_user(user, root=Path(), registry=REGISTRY, store=store, requests=requests, dry_run=dry_run)
 
 
 @app.command()

@@ -43,27 +43,43 @@ _MADE_OF_IT = (
     "artifacts/sequences",
     "artifacts/evaluation",
     "artifacts/runs",
+    "artifacts/backtest",
+    "artifacts/scores",
     "reports/data_docs",
     "reports/validation.json",
     "reports/report.html",
+    "reports/monitoring.html",
+    "reports/monitoring.json",
 )
 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What went, or would go: paths made of the log, DVC objects, events of the service's store (None: not asked)."""
+    """What went, or would go: paths made of the log, DVC objects, events in the service's store, rows of its log.
+
+    None for the last two: not asked.
+    """
 
     person: Person
     paths: list[Path]
     objects: list[Path]
     models: list[dict[str, Any]]
     stored: int | None = None
+    requests: int | None = None
 
 
-def forget_user(key: str, *, root: Path, registry: Path, store: str | None = None, dry_run: bool = False) -> Forgotten:
+def forget_user(
+    key: str,
+    *,
+    root: Path,
+    registry: Path,
+    store: str | None = None,
+    requests: Path | None = None,
+    dry_run: bool = False,
+) -> Forgotten:
     """Forget the user whom the source calls `key`, and print what went and what is still to do.
 
-    root: the repository, the working directory; `store`: URL of the service's histories.
+    root: the repository, the working directory; `store`: URL of the service's histories; `requests`: its log.
 
     Raises:
         InputError: the log has no such user, or nobody else.
@@ -81,8 +97,9 @@ def forget_user(key: str, *, root: Path, registry: Path, store: str | None = Non
         objects = _remove(person, data, paths, stores)
         if (root / "data.dvc").exists():
             run_dvc("add", "data", "--quiet")
+        counts = _forget_history(store, key), _forget_requests(requests, key)
         _search(person, root, stores)
-        forgotten = Forgotten(person, paths, objects, models, _forget_history(store, key))
+        forgotten = Forgotten(person, paths, objects, models, *counts)
     _report(forgotten, stores, data, dry_run=dry_run)
     return forgotten
 
@@ -170,6 +187,19 @@ def _forget_history(store: str | None, key: str) -> int | None:
         opened.close()
 
 
+def _forget_requests(folder: Path | None, key: str) -> int | None:
+    """Delete the person's rows of the service's log of requests; return how many those were."""
+    if folder is None or not folder.exists():
+        return None
+    from components.serving.request_log import RequestLog
+
+    opened = RequestLog(folder)
+    try:
+        return opened.forget(key)
+    finally:
+        opened.close()
+
+
 def _report(forgotten: Forgotten, stores: Stores, data: Path, *, dry_run: bool) -> None:
     person = forgotten.person
     rows = [
@@ -179,6 +209,8 @@ def _report(forgotten: Forgotten, stores: Stores, data: Path, *, dry_run: bool) 
     ]
     if forgotten.stored is not None:
         rows.append(("events in the service's store", f"{forgotten.stored:,}"))
+    if forgotten.requests is not None:
+        rows.append(("rows of the log of requests", f"{forgotten.requests:,}"))
     print_table("would go" if dry_run else "gone", ["what", ""], rows)
     print_models(forgotten.models)
     for number, sentence in enumerate(_left_to_do(forgotten, stores, data), 1):

@@ -349,6 +349,18 @@ def test_the_service_forgets_too_where_its_store_is_named(plain: Path):
     store.close()
 
 
+def test_the_log_of_requests_and_scores_forget_too(plain: Path):
+    person = names_of("text")[0]
+    rows = [json.dumps({"user_id": user, "k": 3}, separators=(",", ":")) for user in (person, "user-1", person)]
+    logged = Path("requests/2026-01-01/1.jsonl")
+    logged.parent.mkdir(parents=True)
+    logged.write_text("".join(f"{row}\n" for row in rows))
+    write_json(Path("artifacts/scores/part-00000.json"), {"user_id": person})
+    assert forget(person, requests=Path("requests")).requests == 2
+    assert logged.read_text() == f"{rows[1]}\n"
+    assert not Path("artifacts/scores").exists()
+
+
 def test_a_file_that_still_names_the_person_is_an_error(plain: Path):
     person = names_of("text")[0]
     write_json(Path("registry/notes.json"), [{"user": person}])
