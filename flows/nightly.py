@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from ruamel.yaml import YAML
 
 from components.errors import HstuflowError, StateError
 from flows.commands import run_command
@@ -38,9 +40,16 @@ def nightly(port: Annotated[int, typer.Option(help="where the server listens")] 
 
 
 def deploy() -> None:
-    """Create the work pool and the deployments of prefect.yaml, or bring them up to date."""
+    """Create this machine's work pool and its deployments of prefect.yaml, or bring them up to date."""
     run_command([*PREFECT, "work-pool", "create", POOL, "--type", "process", "--overwrite"], name="work pool", log=str)
-    run_command([*PREFECT, "deploy", "--all"], name="deploy", log=str)
+    names = [part for name in list_deployments(POOL) for part in ("--name", name)]
+    run_command([*PREFECT, "deploy", *names], name="deploy", log=str)
+
+
+def list_deployments(pool: str) -> list[str]:
+    """Return the deployments that prefect.yaml gives to a work pool."""
+    deployments = YAML(typ="safe").load(Path("prefect.yaml"))["deployments"]
+    return [deployment["name"] for deployment in deployments if deployment["work_pool"]["name"] == pool]
 
 
 def wait_for_end(worker: subprocess.Popen[str]) -> None:

@@ -1,4 +1,4 @@
-"""The training flow: ingestion -> the DVC stages -> challenge -> promotion. Every step is a process of its own.
+"""The training flow: ingestion -> the DVC stages -> challenge -> promotion (-> sharing). Every step is a process.
 
     python -m flows                                       what `make run` does
     python -m prefect deployment run hstuflow/nightly     the same by the worker of `make nightly`
@@ -21,6 +21,8 @@ from flows.artifacts import REGISTRY, publish
 from flows.commands import run_command
 from flows.ingestion import ingest, version_data
 from flows.run_log import hide_expected_tracebacks
+from flows.sharing import require_remote
+from flows.sharing import share as share_night
 from flows.stages import HOUR, run_stages
 
 
@@ -37,6 +39,7 @@ def training_flow(
     item_columns: str | None = None,
     synthetic: str | None = None,
     replace: bool = False,
+    share: bool = False,
 ) -> dict[str, str]:
     """Bring the log up to date, run every stale stage, promote the model unless gate or challenge refused it.
 
@@ -52,11 +55,14 @@ def training_flow(
         item_columns: as columns, for the item table.
         synthetic: size of the source synthetic, as in `users=1000,items=500,seed=1`.
         replace: let a different source replace what data/ holds.
+        share: at the end push to the DVC remote, and commit and push the pins and the registry (flows/sharing.py).
 
     Returns:
         Stage -> `up to date` or `ran in n s`.
     """
     hide_expected_tracebacks()
+    if share:
+        require_remote()  # now, and not after hours of training
     given = {
         "source": source,
         "mode": mode,
@@ -74,6 +80,8 @@ def training_flow(
     outcomes = run_stages()
     challenge()
     promote()
+    if share:
+        share_night()
     return outcomes
 
 
