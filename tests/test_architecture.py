@@ -14,6 +14,7 @@ from typer.main import get_command
 from components.__main__ import app
 from components.settings import Settings
 from flows.nightly import POOL
+from flows.pools import STORE, Kind
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "components", "kernels")
@@ -251,9 +252,10 @@ def closure(file):
 def test_prefect_yaml_names_what_exists_and_no_absolute_path(deployment):
     module, function = deployment["entrypoint"].rsplit(".", 1)
     assert callable(getattr(importlib.import_module(module), function))
-    assert deployment["work_pool"]["name"] == POOL
+    assert deployment["work_pool"]["name"] in (POOL, *(f"{POOL}-{kind}" for kind in Kind))
     assert all("timezone" in schedule for schedule in deployment["schedules"])
-    assert not re.search(r"(^|[\s:\"'])/", (ROOT / "prefect.yaml").read_text())
+    text = (ROOT / "prefect.yaml").read_text().replace(f"BENTOML_HOME: {STORE}\n", "")  # inside a container
+    assert not re.search(r"(^|[\s:\"'])/", text)
 
 
 def test_no_file_is_called_by_a_word_that_means_nothing():
