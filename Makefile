@@ -61,7 +61,7 @@ format: setup ## let ruff fix what it can
 
 constraints: setup ## pin what pyproject.toml newly asks for; delete a line of constraints.txt first to upgrade it
 	@{ sed -n '/^#/p' constraints.txt; \
-	   printf 'pip\nuv\n' | UV_FIND_LINKS= $(VENV)/bin/uv pip compile pyproject.toml - --extra dev --quiet --python $(PY) \
+	   printf 'pip\nuv\n' | UV_FIND_LINKS= $(VENV)/bin/uv pip compile pyproject.toml - --extra dev --extra s3 --quiet --python $(PY) \
 	     --constraints constraints.txt --no-header --no-annotate --no-emit-index-url --no-emit-find-links; \
 	 } > constraints.txt.new && mv constraints.txt.new constraints.txt
 
