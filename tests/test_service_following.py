@@ -15,12 +15,14 @@ import time
 import httpx
 import psutil
 import pytest
+from made_challenges import write_challenge
 from made_checkpoints import write_judged
 from made_items import structure
 from made_services import free_port, stop, wait_until_ready
 
 from components import packaging, registry
 from components.files import read_json, write_json
+from components.serving.history_store import open_store
 from components.serving.request_log import read_rows
 from components.settings import PackageSettings
 
@@ -41,6 +43,7 @@ class Workspace:
             structure(write_judged(root, [f"{name}-{number}" for number in range(40)], seed=seed), 40)
             folders = {"artifacts": root / "artifacts", "reports": root / "reports"}
             packaging.package(PackageSettings(model="hstu", name="hstuflow"), **folders)
+            write_challenge(root)
             registry.promote(**folders, registry=self.registry)
             self.tags[name] = read_json(self.pointer)["model_tag"]
 
@@ -53,6 +56,7 @@ class Workspace:
             registry.rollback(registry=self.registry)
         else:
             folders = {"artifacts": self.root / "artifacts", "reports": self.root / "reports"}
+            write_challenge(self.root)
             registry.promote(**folders, registry=self.registry, again=True)
         return read_json(self.pointer)["model_tag"]
 
@@ -75,23 +79,30 @@ def workspace(tmp_path_factory):
         yield Workspace(root)
 
 
-@pytest.fixture(scope="module")
-def client(workspace):
-    port, root = free_port(), workspace.root
+@contextlib.contextmanager
+def serving(workspace, name):
+    """Serve a's Bento, which follows the pointer; all services of a workspace share one file of histories."""
+    port, root, log = free_port(), workspace.root, workspace.root / f"{name}.log"
     environment = os.environ | {"BENTOML_DO_NOT_TRACK": "True", "HSTUFLOW_FOLLOW": str(workspace.pointer)}
     environment["HSTUFLOW_REQUESTS"] = str(root / "requests")
     environment["HSTUFLOW_HISTORIES"] = f"sqlite:///{root / 'histories.db'}"
-    first = json.loads((workspace.registry / "decisions.jsonl").read_text().splitlines()[0])["tag"]  # a's Bento
+    first = json.loads((workspace.registry / "decisions.jsonl").read_text().splitlines()[0])["tag"]
     command = [sys.executable, "-m", "bentoml", "serve", first, "--host", "127.0.0.1", "--port", str(port)]
-    with (root / "server.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
+    with log.open("w") as output:
+        server = subprocess.Popen(command, cwd=root, env=environment, stdout=output, stderr=output)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-                wait_until_ready(client, server, root / "server.log")
+                wait_until_ready(client, server, log)
                 client.pid = server.pid
                 yield client
         finally:
             stop(server)
+
+
+@pytest.fixture(scope="module")
+def client(workspace):
+    with serving(workspace, "server") as client:
+        yield client
 
 
 def ask(client, **request):
@@ -233,11 +244,55 @@ def test_a_damaged_pointer_changes_nothing(client, workspace):
 def test_a_killed_worker_comes_back_with_the_champion(client, workspace):
     champion = workspace.switch()
     await_model(client, champion)
+    kill_worker(client)
+    await_ready(client)
+    assert ask(client, history=HISTORY)["model"]["tag"] == champion
+
+
+def kill_worker(client):
     (worker,) = [p for p in psutil.Process(client.pid).children(recursive=True) if "worker" in " ".join(p.cmdline())]
     worker.kill()
+
+
+def await_ready(client):
     while True:
         with contextlib.suppress(httpx.TransportError):
             if client.get("/readyz").status_code == 200:
-                break
+                return
         time.sleep(0.1)
-    assert ask(client, history=HISTORY)["model"]["tag"] == champion
+
+
+def test_two_services_on_one_file_lose_nothing_acknowledged_though_a_worker_is_killed_under_load(client, workspace):
+    acknowledged, unclear, events = [], [], 40
+
+    def send(url, name):
+        with httpx.Client(base_url=url, timeout=60) as own:
+            for number in range(events):
+                event = {"event_id": f"{name}-{number}", "item_id": f"a-{number % 40}", "timestamp": 2_000 + number}
+                try:
+                    answer = own.post("/events", json={"user_id": "bea", "events": [event]})
+                    answer.raise_for_status()
+                    acknowledged.append(event["event_id"])
+                except httpx.HTTPError:
+                    unclear.append(event["event_id"])
+
+    with serving(workspace, "second") as second:
+        urls = [client.base_url, second.base_url]
+        senders = [threading.Thread(target=send, args=(urls[n % 2], f"sender{n}")) for n in range(4)]
+        for sender in senders:
+            sender.start()
+        while len(acknowledged) < events:
+            time.sleep(0.01)
+        kill_worker(second)
+        for sender in senders:
+            sender.join()
+        await_ready(second)
+        store = open_store(f"sqlite:///{workspace.root / 'histories.db'}")
+        kept = [event.event_id for event in store.read("bea", limit=1_000).events]
+        store.close()
+        assert len(kept) == len(set(kept))
+        assert set(acknowledged) <= set(kept) <= {*acknowledged, *unclear}
+        answers = [ask(one, user_id="bea") for one in (client, second)]
+        assert [item["item_id"] for item in answers[0]["items"]] == [item["item_id"] for item in answers[1]["items"]]
+        assert second.delete("/users/bea").status_code == 200
+        assert ask(client, user_id="bea")["source"] == "popular"
