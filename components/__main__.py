@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -329,6 +331,22 @@ def main() -> None:
             raise
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_status)
+    except Exception as error:
+        if debug or not _is_full_disk(error):
+            raise
+        sys.stderr.write(
+            f"error: there is no room on the disk ({error}). Nothing is half-written: make room, then the same command\n"
+        )
+        sys.exit(HstuflowError.exit_status)
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Whether this, or what it came from, is the system's word for no room; some libraries pass on its text alone."""
+    texts = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+    if any(text in str(error) for text in texts):
+        return True
+    before = error.__cause__ or error.__context__
+    return before is not None and _is_full_disk(before)
 
 
 if __name__ == "__main__":
