@@ -335,7 +335,7 @@ def main() -> None:
         if debug or not _is_full_disk(error):
             raise
         sys.stderr.write(
-            f"error: there is no room on the disk ({error}). Nothing is half-written: make room, then the same command\n"
+            f"error: there is no room on the disk ({error}). Nothing is half-written: make room, then run it again\n"
         )
         sys.exit(HstuflowError.exit_status)
 
