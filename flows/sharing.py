@@ -41,11 +41,12 @@ def share() -> str:
     """
     require_remote()
     _run("dvc", "push")
-    _run("git", "add", *(name for name in STATE if Path(name).exists()))
-    if not _run("git", "diff", "--cached", "--name-only"):
+    state = [name for name in STATE if Path(name).exists()]
+    _run("git", "add", *state)
+    if not _run("git", "diff", "--cached", "--name-only", "--", *state):
         outcome = "nothing new to commit"
     else:
-        _run("git", "commit", "--quiet", "--message", describe_night())
+        _run("git", "commit", "--quiet", "--message", describe_night(), "--", *state)  # not what else is staged here
         outcome = "committed"
     if _has_upstream():
         _run("git", "push", "--quiet")

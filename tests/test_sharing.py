@@ -54,6 +54,7 @@ def test_another_machine_needs_git_and_dvc_pull_only(here, tmp_path):
     run("git", "commit", "--quiet", "--all", "--message", "remote", where=here)
     make_night(here, "one")
     (here / "notes.txt").write_text("a person's own file")
+    run("git", "add", "notes.txt", where=here)
     assert share() == "committed, pushed"
     run("git", "clone", "--quiet", "origin.git", "there", where=tmp_path)
     there = tmp_path / "there"
