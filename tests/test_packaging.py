@@ -97,6 +97,7 @@ def test_the_bento_pins_what_it_installs_and_needs_no_orchestration(bento):
         "bentoml",
         "faiss-cpu",
         "fastapi",
+        "httptools",
         "numpy",
         "prometheus-client",
         "pyarrow",
@@ -104,6 +105,7 @@ def test_the_bento_pins_what_it_installs_and_needs_no_orchestration(bento):
         "redis",
         "safetensors",
         "torch",
+        "uvloop",
     }
 
 
