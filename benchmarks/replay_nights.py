@@ -228,11 +228,11 @@ def replay(night: Night, nights: Sequence[Night], events: pa.Table, place: Workp
     arrive(events, nights, night, place.root / "inbox")
     if night.incident == WORSE:
         place.use(SPOILT)
-    before = len(read_decisions(registry))
     outcome = place.run_night(night)
     if night.incident == WORSE:
         place.use(RECIPE)
-    decisions = read_decisions(registry)[before:]
+    log_hash = read_json(place.root / "data" / "manifest.json")["data_hash"]  # tells nights apart, also after a kill
+    decisions = [one for one in read_decisions(registry) if one["candidate"]["data_hash"] == log_hash]
     place.commit(f"Night of {night.date}: {'; '.join(one['what'] for one in decisions) or outcome}")
     pointer = registry / "champion.json"
     return {
@@ -250,7 +250,8 @@ def replay(night: Night, nights: Sequence[Night], events: pa.Table, place: Workp
 
 def _measured(challenge: Path | None) -> Row:
     """Return what all were worth on the events that neither has seen; empty where nothing was decided."""
-    contest = {"values": {}, "paired": None, "window": {}} if challenge is None else read_json(challenge)["contest"]
+    found = None if challenge is None else read_json(challenge)["contest"]  # null where the gate refused already
+    contest = found or {"values": {}, "paired": None, "window": {}}
     values = {role: contest["values"].get(role, {}) for role in ROLES}
     row = {f"{role}_{key}": values[role].get(key, "") for role in ROLES for key in FIGURES}
     paired = contest["paired"] or {}
