@@ -201,6 +201,11 @@ class Workplace:
         self._run("git", "add", "--all", "data.dvc", "dvc.lock", "registry", "params.yaml", check=False)
         self._run("git", *who, "commit", "--quiet", "--allow-empty", "--all", "-m", message)
 
+    def read_decisions(self) -> list[dict[str, Any]]:
+        """Return what was decided of the model that is packaged, whichever run of the night decided it."""
+        tag = read_json(self.root / "artifacts" / "package.json")["tag"]
+        return [one for one in read_decisions(self.root / "registry") if one["tag"] == tag]
+
     def status(self) -> str:
         """Return what `dvc status` says."""
         return self._run("dvc", "status").strip()
@@ -231,8 +236,7 @@ def replay(night: Night, nights: Sequence[Night], events: pa.Table, place: Workp
     outcome = place.run_night(night)
     if night.incident == WORSE:
         place.use(RECIPE)
-    log_hash = read_json(place.root / "data" / "manifest.json")["data_hash"]  # tells nights apart, also after a kill
-    decisions = [one for one in read_decisions(registry) if one["candidate"]["data_hash"] == log_hash]
+    decisions = [] if outcome.endswith("stopped") else place.read_decisions()
     place.commit(f"Night of {night.date}: {'; '.join(one['what'] for one in decisions) or outcome}")
     pointer = registry / "champion.json"
     return {
