@@ -49,7 +49,8 @@ def draw(nights: Nights) -> str:
     for night in nights:
         if night["incident"]:
             _draw_incident(axes, int(night["night"]), night["incident"])
-    axes.set_ylim(bottom=0)
+    highest = max(float(night[f"{column}_high"] or 0) for night in nights for column in SERIES)
+    axes.set_ylim(0, 1.5 * highest)  # the marks above the axes would set it to 1, the names need the rest
     axes.set_xticks([int(night["night"]) for night in nights], [_label(night) for night in nights])
     axes.set_ylabel("NDCG@10 on unseen events")
     return finish(figure, axes, "nights", "Fourteen nights", " ".join(map(describe, nights)), columns=5)
@@ -75,8 +76,8 @@ def _draw_series(axes: Axes, nights: Nights, column: str, label: str, colour: st
 
 def _draw_incident(axes: Axes, day: int, incident: str) -> None:
     axes.axvspan(day - 0.45, day + 0.45, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
-    place = {"transform": axes.get_xaxis_transform(), "rotation": 90, "ha": "center", "va": "bottom"}
-    axes.text(day, 0.03, incident, color=INK, fontsize=TEXT - 1, zorder=8, **place)  # type: ignore[arg-type]
+    place = {"transform": axes.get_xaxis_transform(), "rotation": 90, "ha": "center", "va": "top"}
+    axes.text(day, 0.97, incident, color=INK, fontsize=TEXT - 1, zorder=8, **place)  # type: ignore[arg-type]
 
 
 def _label(night: dict[str, str]) -> str:

@@ -164,6 +164,10 @@ class Workplace:
             YAML().dump(recipe, file)
         self._run(sys.executable, "-m", "components", "use", ".recipe.yaml")
 
+    def forget_recipe(self) -> None:
+        """Take params.yaml as it was committed; RECIPE alone would leave what only SPOILT has."""
+        self._run("git", "checkout", "--quiet", "params.yaml")
+
     def run_night(self, night: Night) -> str:
         """Run the flow; return its outcome. A night that is to be killed is killed, then run once more."""
         output = self.root.parent / f"night-{night.number:02}.log"
@@ -235,7 +239,7 @@ def replay(night: Night, nights: Sequence[Night], events: pa.Table, place: Workp
         place.use(SPOILT)
     outcome = place.run_night(night)
     if night.incident == WORSE:
-        place.use(RECIPE)
+        place.forget_recipe()
     decisions = [] if outcome.endswith("stopped") else place.read_decisions()
     place.commit(f"Night of {night.date}: {'; '.join(one['what'] for one in decisions) or outcome}")
     pointer = registry / "champion.json"
