@@ -173,31 +173,24 @@ class Workplace:
         output = self.root.parent / f"night-{night.number:02}.log"
         if night.incident == CRASHED:
             self._kill_in_training(output)
-        with output.open("a") as file:
-            done = subprocess.run(
-                [sys.executable, "-m", "flows"],
-                cwd=self.root,
-                env=self._environment(),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+        status = self._start_flow(output).wait()
         again = "killed, then " if night.incident == CRASHED else ""
-        return again + ("finished" if done.returncode == 0 else "stopped")
+        return again + ("finished" if status == 0 else "stopped")
 
     def _kill_in_training(self, output: Path) -> None:
         """Start the flow and kill it, without a warning, when the training has finished an epoch."""
-        with output.open("w") as file:
-            flow = subprocess.Popen(
-                [sys.executable, "-m", "flows"],
-                cwd=self.root,
-                env=self._environment(),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+        output.unlink(missing_ok=True)
+        flow = self._start_flow(output)
         while flow.poll() is None and "epoch   2/" not in output.read_text():
             time.sleep(0.2)
         flow.send_signal(signal.SIGKILL)
         flow.wait()
+
+    def _start_flow(self, output: Path) -> subprocess.Popen[bytes]:
+        """Start what the schedule runs; its lines are added to `output`."""
+        command = [sys.executable, "-m", "flows"]
+        with output.open("a") as file:
+            return subprocess.Popen(command, cwd=self.root, env=self._environment(), stdout=file, stderr=file)
 
     def commit(self, message: str) -> None:
         """Commit what a night leaves to git, as its operator would."""

@@ -49,21 +49,19 @@ def promote(*, artifacts: Path, reports: Path, registry: Path, again: bool = Fal
         if not again and _was_rolled_back(packaged, registry):
             return False
         profile = _read_profile(reports / "validation.json")
-        if before is not None and before["tag"] == packaged["tag"]:
-            challenge = None  # nobody to compete with: what is left of a stopped promotion is finished
-        else:
-            challenge = _read_challenge(reports / "challenge.json", packaged, before)
-            if challenge["verdict"] != "passed":
-                _refuse(registry, packaged, before, challenge)
-                return False
-            reasons = [*reasons, *challenge["reasons"]]
+        is_champion = before is not None and before["tag"] == packaged["tag"]
+        # The champion has nobody to compete with: what is left of a stopped promotion is finished.
+        challenge = None if is_champion else _read_challenge(reports / "challenge.json", packaged, before)
+        if challenge is not None and challenge["verdict"] != "passed":
+            _refuse(registry, packaged, before, challenge)
+            return False
         install(artifacts / "hstuflow.bento", packaged)
         champion = _succeed(packaged, before)
         write_json(registry / "profile.json", profile)
         if challenge is not None:
-            record_decision(
-                registry, "promoted", candidate=packaged, champion=champion, reasons=reasons, challenge=challenge
-            )
+            reasons = [*reasons, *challenge["reasons"]]
+            who = {"candidate": packaged, "champion": champion}
+            record_decision(registry, "promoted", **who, reasons=reasons, challenge=challenge)
         write_json(registry / "champion.json", champion)
         point_latest(champion["tag"])
     _announce(champion, before)

@@ -32,6 +32,7 @@ import torch
 
 from components.errors import HstuflowError, StateError
 from components.recommender import Recommender
+from components.serving.answers import ModelFacts
 from components.serving.app import Served, build_app, routes_of
 from components.serving.deadline import RequestDeadline
 from components.serving.engine import Engine
@@ -40,7 +41,6 @@ from components.serving.guard import RequestGuard
 from components.serving.history_store import check_url
 from components.serving.item_map import ItemMap, load_item_map
 from components.serving.request_log import RequestLog
-from components.serving.schemas import ModelFacts
 from components.serving.search import EXACT_UP_TO
 from components.serving.watching import MODEL_SINCE, RequestWatch, log_as_json
 

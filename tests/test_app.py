@@ -14,10 +14,10 @@ from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 
 from components.recommender import Recommender
+from components.serving.answers import ModelFacts
 from components.serving.app import Served, build_app, routes_of
 from components.serving.engine import Engine
 from components.serving.guard import RequestGuard
-from components.serving.schemas import ModelFacts
 from components.serving.watching import JsonLines, RequestWatch
 
 KEYS = [f"item-{number}" for number in range(40)]

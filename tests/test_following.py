@@ -17,11 +17,11 @@ from components.catalogue import NewItem
 from components.errors import StateError
 from components.recommender import Recommender
 from components.serving import following
+from components.serving.answers import ModelFacts
 from components.serving.app import Served
 from components.serving.engine import Engine
 from components.serving.following import Follower
 from components.serving.history_store import StoredEvent
-from components.serving.schemas import ModelFacts
 from components.serving.watching import FAILED_SWAPS, SWAPS
 
 FACTS = dict.fromkeys(("bento", "tag", "name", "protocol", "verdict", "data_hash", "git_commit"), "x")
@@ -164,6 +164,7 @@ def test_a_started_follower_looks_by_itself_and_survives_what_a_model_does_to_it
             time.sleep(0.01)
     while store.serving != "m:2":
         time.sleep(0.01)
+    assert follower.tag == "m:2"
 
 
 def test_an_engine_that_follows_has_the_histories_and_the_inserted_items_in_its_own_rows(tmp_path):

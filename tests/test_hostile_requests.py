@@ -10,10 +10,10 @@ from made_checkpoints import write_checkpoint
 from starlette.testclient import TestClient
 
 from components.recommender import Recommender
+from components.serving.answers import ModelFacts
 from components.serving.app import SCHEMAS, Served, build_app
 from components.serving.engine import Engine
 from components.serving.guard import RequestGuard
-from components.serving.schemas import ModelFacts
 from components.serving.watching import RequestWatch
 
 KEYS = [f"item-{number}" for number in range(12)]

@@ -15,12 +15,12 @@ from components.catalogue import NewItem
 from components.errors import InputError
 from components.recommender import Recommender
 from components.serving import new_items as module
+from components.serving.answers import ModelFacts
 from components.serving.app import Served, build_app
 from components.serving.engine import Engine
 from components.serving.guard import RequestGuard
 from components.serving.history_store import StoreError, open_store
 from components.serving.item_map import Metadata
-from components.serving.schemas import ModelFacts
 from components.serving.stored_items import StoredItem, TooManyItemsError
 
 FACTS = dict.fromkeys(("bento", "tag", "name", "protocol", "verdict", "data_hash", "git_commit"), "x")

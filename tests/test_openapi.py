@@ -8,10 +8,10 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
 
+from components.serving.answers import ModelFacts
 from components.serving.app import Served, build_app
 from components.serving.engine import Engine
 from components.serving.guard import RequestGuard
-from components.serving.schemas import ModelFacts
 
 FACTS = dict.fromkeys(("bento", "tag", "name", "protocol", "verdict", "data_hash", "git_commit"), "x")
 

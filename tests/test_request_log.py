@@ -16,10 +16,10 @@ from starlette.testclient import TestClient
 
 from components.recommender import Recommender
 from components.serving import request_log
+from components.serving.answers import ModelFacts
 from components.serving.app import Served, build_app
 from components.serving.engine import Engine
 from components.serving.request_log import RequestLog, read_rows
-from components.serving.schemas import ModelFacts
 from components.serving.watching import LOGGED
 
 KEYS = [f"item-{number}" for number in range(40)]

@@ -11,11 +11,11 @@ from playwright.sync_api import expect, sync_playwright
 from starlette.testclient import TestClient
 
 from components.recommender import Recommender
+from components.serving.answers import ModelFacts
 from components.serving.app import Served, build_app
 from components.serving.engine import Engine
 from components.serving.guard import RequestGuard
 from components.serving.pages import PAGE_FILES, TitleFinder
-from components.serving.schemas import ModelFacts
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = '<img src=x onerror="window.hacked = true">'

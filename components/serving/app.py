@@ -28,40 +28,42 @@ from starlette.routing import Match
 from components.catalogue import NewItem
 from components.errors import HstuflowError
 from components.recommender import Answer, Wishes
-from components.serving.guard import refuse
-from components.serving.history_store import StoredEvent, StoreError
-from components.serving.pages import TitleFinder, add_page
-from components.serving.request_log import describe
-from components.serving.rules import Wanted
-from components.serving.schemas import (
-    MAX_ID_LENGTH,
-    ONE_LINE,
+from components.serving.answers import (
     EventsAnswer,
-    EventsRequest,
-    ExplainRequest,
-    Filters,
     Followed,
     ForgottenAnswer,
     Info,
     InsertedAnswer,
     ItemMapFacts,
     ItemsAnswer,
-    ItemsQuery,
-    ItemsRequest,
     ItemTable,
     ModelFacts,
     RankAnswer,
     RankedItem,
-    RankRequest,
     RecommendAnswer,
     RecommendBatchAnswer,
-    RecommendBatchRequest,
     RecommendedItem,
+    WithdrawnAnswer,
+)
+from components.serving.guard import refuse
+from components.serving.history_store import StoredEvent, StoreError
+from components.serving.pages import TitleFinder, add_page
+from components.serving.request_log import describe
+from components.serving.requests import (
+    MAX_ID_LENGTH,
+    ONE_LINE,
+    EventsRequest,
+    ExplainRequest,
+    Filters,
+    ItemsQuery,
+    ItemsRequest,
+    RankRequest,
+    RecommendBatchRequest,
     RecommendRequest,
     SimilarRequest,
     Whose,
-    WithdrawnAnswer,
 )
+from components.serving.rules import Wanted
 from components.serving.watching import Watch, collect_metrics
 from components.serving.wording import explain, refusals
 
@@ -155,6 +157,7 @@ def build_app(served: Callable[[], Served]) -> FastAPI:
     """Return the application; `served` is asked at every request, because a service exists only once it runs."""
     app = FastAPI(title="hstuflow", openapi_url="/docs.json", docs_url=None, redoc_url=None)
     _add_recommendations(app, served)
+    _add_facts(app, served)
     _add_users(app, served)
     _add_items(app, served)
     add_page(app, served)
@@ -204,6 +207,8 @@ def _add_recommendations(app: FastAPI, served: Callable[[], Served]) -> None:
             answer = here.engine.recommender.similar(request.item_id, request.k, **_wishes(request))
         return ItemsAnswer(**_items(answer), model=here.facts)
 
+
+def _add_facts(app: FastAPI, served: Callable[[], Served]) -> None:
     @app.get("/metrics", include_in_schema=False)
     def metrics() -> Response:
         """Return Prometheus' text."""

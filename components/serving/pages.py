@@ -16,16 +16,15 @@ from fastapi import FastAPI, Query
 from starlette.requests import Request
 from starlette.responses import FileResponse
 
-from components.serving.reasons import Explanation, explain
-from components.serving.schemas import (
+from components.serving.answers import (
     ExplainAnswer,
     ExplainedItem,
-    ExplainRequest,
     FoundAnswer,
     FoundItem,
-    ItemsQuery,
     Reason,
 )
+from components.serving.reasons import Explanation, explain
+from components.serving.requests import ExplainRequest, ItemsQuery
 from components.serving.wording import refusals
 
 if TYPE_CHECKING:

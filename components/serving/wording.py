@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from components.serving.schemas import DescribedItem, Error, Filter, HistoryEvent, UserEvent
+from components.serving.answers import Error
+from components.serving.requests import DescribedItem, Filter, HistoryEvent, UserEvent
 
 _NESTED: dict[str, type[BaseModel]] = {
     "history": HistoryEvent,
