@@ -492,7 +492,8 @@ def test_what_of_an_address_is_no_event_is_said(page, address):
 @in_a_browser
 def test_a_token_is_asked_for_once_and_again_where_it_is_wrong(page, serve, complaints):
     page.goto(f"{serve(token=TOKEN)}/{LINK}")
-    for token in ("wrong", TOKEN):
+    for why, token in (("This service wants a token.", "wrong"), (re.compile("wrong"), TOKEN)):
+        expect(page.get_by_role("alert")).to_have_text(why)  # the field is emptied for the next try when this is there
         expect(page.get_by_label("Token of this service")).to_be_focused()
         page.keyboard.type(token)
         page.keyboard.press("Enter")
