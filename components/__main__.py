@@ -96,15 +96,17 @@ def train(model: Model = "hstu", protocol: Split = "time_split") -> None:
     from components.fitting import lifeline
 
     lifeline.end_with_ancestors()  # before torch is imported: from here on a killed dvc or flow takes us along
-    from components import training
+    from components import training, warm_start
 
+    settings = load_settings().train[model]
     training.train(
-        load_settings().train[model],
+        settings,
         model,
         protocol,
         sequences=ARTIFACTS / "sequences" / protocol,
         checkpoint=ARTIFACTS / "checkpoints" / protocol / model,
         runs=ARTIFACTS / "runs",
+        start=warm_start.find_start(settings.warm_start, protocol),
     )
 
 
@@ -157,6 +159,14 @@ def promote(
     from components import registry
 
     registry.promote(artifacts=ARTIFACTS, reports=REPORTS, registry=REGISTRY, again=again)
+
+
+@app.command("warm-start")
+def warm_start() -> None:
+    """Let the next training start from the champion, where it can: sets warm_start in params.yaml."""
+    from components import warm_start as step
+
+    step.choose_start(load_settings(), data=DATA, artifacts=ARTIFACTS, registry=REGISTRY)
 
 
 @app.command()

@@ -27,6 +27,7 @@ _SINCE_THEN = {
     "mixture_query_vectors": 1,
     "mixture_item_vectors": 1,
     "request_time_dropout": 0.0,
+    "warm_start": None,
 }
 # What the weights mean to this code. A later version may know other values, or keys, and mean other scores by them.
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -35,11 +36,16 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "feed_forward": ("none", "gelu", "swiglu"),
     "head": ("dot", "mixture"),
 }
-_KEYS = {
+# What decides which weights there are, and what they compute.
+SHAPE = (
     *_CHOICES,
-    *("max_len", "dim", "num_blocks", "num_heads", "head_dim_qk", "head_dim_v", "dropout", "bias_per_head"),
-    *("gated_residual", "mixture_query_vectors", "mixture_item_vectors", "request_time_dropout"),
+    *("max_len", "dim", "num_blocks", "num_heads", "head_dim_qk", "head_dim_v", "bias_per_head"),
+    *("gated_residual", "mixture_query_vectors", "mixture_item_vectors"),
+)
+_KEYS = {
+    *SHAPE,
     # How it was trained:
+    *("warm_start", "dropout", "request_time_dropout"),
     *("loss", "num_negatives", "gbce_calibration", "temperature", "batch_size", "learning_rate", "weight_decay"),
     *("warmup_steps", "schedule", "cycles", "windows", "stochastic_length", "epochs", "patience", "refit", "seed"),
     *("num_threads", "backend"),

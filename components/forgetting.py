@@ -231,5 +231,6 @@ def _left_to_do(forgotten: Forgotten, stores: Stores, data: Path) -> Iterator[st
     for remote in stores.elsewhere:
         yield f"The remote {remote} is no local folder: dvc push, then dvc gc --workspace --cloud --remote {remote}"
     if any(model["saw"] != "no" for model in forgotten.models):
-        yield "Train again without the person: make run; then `bentoml delete` and `bentoml models delete` the above"
+        yield "Train again without the person, with warm_start: null (params.yaml): make run"
+        yield "Then `bentoml delete` and `bentoml models delete` the above"
     yield "git commit data.dvc; old commits' data.dvc, dvc.lock and experiments name versions that are gone"

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.errors import StateError
-from components.files import read_json, reading
+from components.files import hash_files, read_json, reading
 
 DATA = Path("data")
 _TODO = "Run `dvc checkout --force data.dvc`, or `python -m components ingest --replace`"
@@ -183,6 +183,11 @@ def read_manifest(data: Path = DATA) -> dict[str, Any]:
     with reading(data / "manifest.json", todo="Run `dvc checkout --force data.dvc`"):
         manifest: dict[str, Any] = read_json(data / "manifest.json")
     return manifest
+
+
+def hash_log(data: Path, quarantine: Path) -> str | None:
+    """Return the hash of the log without its quarantined rows, which names it everywhere; None before validation."""
+    return hash_files([data, quarantine]) if quarantine.exists() else None
 
 
 def _read_parquet(file: Path, columns: Sequence[str] | None = None) -> pa.Table:

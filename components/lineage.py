@@ -18,9 +18,11 @@ from ruamel.yaml import YAML
 from components.bento_store import bentoml_store, find_tagged
 from components.console import log, print_table
 from components.decisions import read_decisions
-from components.files import hash_files, read_json, reading, write_json
+from components.files import read_json, reading, write_json
+from components.interactions import hash_log
 from components.person import Person, find_person
 
+_CERTAINTY = ("no", "maybe", "yes")
 _TODO = "Package and promote again: `make run`"
 
 
@@ -76,22 +78,39 @@ def find_models(person: Person, *, root: Path, registry: Path) -> list[dict[str,
 
     yes: on the log as it is in root/data. Otherwise the time decides: it was trained on events until `until` (seconds,
     null: no such time), and the person's first is earlier: maybe, because events may have come in late; else no. A
-    model of another log is not told apart, so it is a maybe as well.
+    model of another log is not told apart, so it is a maybe as well. A warm start hands on what its model saw.
     """
-    quarantine = root / "artifacts" / "quarantine.parquet"
-    today = hash_files([root / "data", quarantine]) if quarantine.exists() else None
+    today = hash_log(root / "data", root / "artifacts" / "quarantine.parquet")
     decisions = read_decisions(registry)
-    found = []
+    found, starts = [], {}
     for file in sorted((bentoml_store() / "models").glob("*/*/checkpoint.json")):
         with reading(file, todo=_TODO):
             trained = read_json(file)
             split, refit, data_hash = trained["split"], trained.get("refit_epochs"), trained["data_hash"]
+            start = trained["settings"].get("warm_start")
         tag, until = f"{file.parent.parent.name}:{file.parent.name}", split.get("valid_end" if refit else "train_end")
         bentos = sorted({one["candidate"]["tag"] for one in decisions if one["candidate"]["model_tag"] == tag})
         saw = "no" if person.first is None or (until is not None and person.first >= until) else "maybe"
         saw = "yes" if saw == "maybe" and data_hash == today else saw
         found.append({"model_tag": tag, "bentos": bentos, "until": until, "data_hash": data_hash, "saw": saw})
-    return found
+        starts[tag] = start
+    return _hand_on(found, starts)
+
+
+def _hand_on(models: list[dict[str, Any]], starts: dict[str, str | None]) -> list[dict[str, Any]]:
+    """Return find_models()'s answer with `saw` no less than that of the model each was started from (`starts`).
+
+    A start that is not stored any more may have seen anybody.
+    """
+    by_tag = {tag: one for one in models for tag in (one["model_tag"], *one["bentos"])}
+
+    def saw(tag: str) -> str:
+        if tag not in by_tag:
+            return "maybe"
+        start, own = starts[by_tag[tag]["model_tag"]], str(by_tag[tag]["saw"])
+        return max(own, saw(start) if start else "no", key=_CERTAINTY.index)
+
+    return [model | {"saw": saw(model["model_tag"])} for model in models]
 
 
 def print_models(models: list[dict[str, Any]]) -> None:

@@ -31,8 +31,8 @@ from components.bento_store import find_tagged
 from components.console import Progress, log, print_header, print_table
 from components.dataset import Sequences, load_sequences, make_batch
 from components.errors import StateError
-from components.files import hash_files, read_json, reading, replacing_file, write_json
-from components.interactions import read_key_table
+from components.files import read_json, reading, replacing_file, write_json
+from components.interactions import hash_log, read_key_table
 from components.recommender import Answer, Recommender
 
 USERS_A_PART = 5_000
@@ -112,13 +112,13 @@ def read_histories(recommender: Recommender, *, data: Path, artifacts: Path, at:
     """
     folder = artifacts / "sequences" / recommender.facts["protocol"]
     sequences = load_sequences(folder)
-    data_hash = hash_files([data, artifacts / "quarantine.parquet"])  # as sequences.py has it
+    data_hash = hash_log(data, artifacts / "quarantine.parquet")
     if sequences.split["data_hash"] != data_hash:
         raise StateError(
             "are those of another log",
             where=str(folder),
             observed=sequences.split["data_hash"][:12],
-            expected=data_hash[:12],
+            expected=data_hash and data_hash[:12],
             todo="Run `dvc repro sequences`",
         )
     with reading(folder / "catalogue.parquet", todo="Run `dvc repro sequences`"):

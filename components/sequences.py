@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from components.console import log, print_table
 from components.event_log import Log, build_catalogue, number_items, read_log
-from components.files import hash_files, replacing_folder, write_json
-from components.interactions import read_keys
+from components.files import replacing_folder, write_json
+from components.interactions import hash_log, read_keys, read_manifest
 from components.settings import SequencesSettings
 from components.splits import Split, split_by_time, split_leave_one_out
 
@@ -48,7 +48,7 @@ def build_sequences(
         StateError: there is no log, nothing is left of it, or a part of a split would be empty.
     """
     events = read_log(data, quarantine)
-    data_hash = hash_files([data, quarantine])
+    data_hash = hash_log(data, quarantine)
     with replacing_folder(out) as folder:
         for protocol in protocols:
             split = _split(protocol, events, settings)
@@ -79,7 +79,7 @@ def _split(protocol: str, events: Log, settings: SequencesSettings) -> Split:
 
 
 def _write_protocol(
-    folder: Path, protocol: str, events: Log, split: Split, data: Path, data_hash: str
+    folder: Path, protocol: str, events: Log, split: Split, data: Path, data_hash: str | None
 ) -> dict[str, PartFacts]:
     parts = split.parts()
     in_train = parts == PARTS.index("train")
@@ -100,7 +100,9 @@ def _write_protocol(
     )
     pq.write_table(catalogue, folder / "catalogue.parquet", compression="zstd", store_schema=False)
     summary = _summary(protocol, events, split, facts, catalogue)
-    write_json(folder / "split.json", summary | {"data_hash": data_hash, "key_type": _key_type(data)})
+    forgotten = len(read_manifest(data).get("forgotten", []))
+    origin = {"data_hash": data_hash, "key_type": _key_type(data), "forgotten": forgotten}
+    write_json(folder / "split.json", summary | origin)
     return facts
 
 

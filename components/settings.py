@@ -150,6 +150,11 @@ class TrainSettings(Section):
     refit: bool = Field(
         description="train once more, on train and validation together, for as many epochs as validation found best"
     )
+    warm_start: str | None = Field(
+        pattern=r"^[^:]+:[0-9a-f]+$",
+        description="tag of the Bento or model whose weights training starts from, under the time split; null: from "
+        "scratch. `python -m components warm-start` sets it to the champion",
+    )
     seed: int = Field(ge=0)
     num_threads: int = Field(ge=1, description="CPU threads; two are 3-5x slower than one on a busy machine")
     backend: Literal["auto", "reference", "torch", "cpu", "triton"] = Field(
@@ -160,6 +165,8 @@ class TrainSettings(Section):
     def _go_together(self) -> TrainSettings:
         if self.head == "mixture" and self.loss == "sampled":
             raise ValueError("head mixture has no loss sampled: use shared, full, in_batch or gbce")
+        if self.warm_start is not None and self.refit:
+            raise ValueError("warm_start needs refit: false, or the next night could not start from this model")
         return self
 
 
@@ -293,13 +300,18 @@ def use_recipe(recipe: Path, params: Path = PARAMS) -> list[str]:
     Raises:
         SettingsError: a file cannot be read, or the result would not be valid (params.yaml then stays as it was).
     """
+    return change_settings(_read_yaml(YAML(), recipe), params, where=str(recipe))
+
+
+def change_settings(changes: dict[str, Any], params: Path = PARAMS, *, where: str) -> list[str]:
+    """Write `changes` into `params` as `use_recipe` does; `where` they come from is for the error."""
     yaml = YAML()
     yaml.width = 120
     yaml.preserve_quotes = True
     yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(_NULL, "null"))
-    tree, changes = _read_yaml(yaml, params), _read_yaml(yaml, recipe)
+    tree = _read_yaml(yaml, params)
     changed = _merge(tree, changes)
-    check_settings(_plain(tree), where=str(recipe))
+    check_settings(_plain(tree), where=where)
     with replacing_file(params) as temporary, temporary.open("w", encoding="utf-8") as file:
         yaml.dump(tree, file)
     return changed

@@ -22,6 +22,7 @@ from components.fitting.checkpoint import describe_environment, find_popular, wr
 from components.fitting.interruption import TrainingInterrupted, raising_on_signals
 from components.fitting.loop import VALID_METRIC, Trainer, best_epoch
 from components.fitting.runs import Run, TrainingState, hash_run, prune_runs
+from components.fitting.start import read_keys, read_start, refuse
 from kernels import choose_backend
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 CODE = (
     "components/training.py",
     "components/baselines/popularity.py",
+    "components/checkpoint.py",
     "components/fitting",
     "components/ranking/targets.py",
     "components/ranking/blocks.py",
@@ -44,13 +46,22 @@ CODE = (
 _ROOT = Path(__file__).parent.parent
 
 
-def train(settings: TrainSettings, model: str, protocol: str, *, sequences: Path, checkpoint: Path, runs: Path) -> None:
+def train(
+    settings: TrainSettings,
+    model: str,
+    protocol: str,
+    *,
+    sequences: Path,
+    checkpoint: Path,
+    runs: Path,
+    start: Path | None = None,
+) -> None:
     """Train, resume or merely copy the run of these settings, this data and this code; write `checkpoint`.
 
-    Ctrl-C ends it with status 130, SIGTERM with 143.
+    `start`: the folder of the stored model that `warm_start` names. Ctrl-C ends it with status 130, SIGTERM with 143.
 
     Raises:
-        StateError: there are no sequences, or nothing to train or validate on.
+        StateError: there are no sequences, nothing to train or validate on, or training cannot begin at `start`.
         SettingsError: the attention backend does not run here, or the loss is no longer finite.
         TrainingInterrupted: after Ctrl-C or SIGTERM.
     """
@@ -63,7 +74,10 @@ def train(settings: TrainSettings, model: str, protocol: str, *, sequences: Path
             if run.is_finished:
                 log.info("this very run is finished: copying its checkpoint from %s", run.folder)
             else:
-                _train_run(run, Trainer(settings, model, data, device), protocol, sequences, hashes["code"])
+                trainer = Trainer(settings, model, data, device)
+                if start is not None:
+                    _begin_at(start, trainer, sequences)
+                _train_run(run, trainer, protocol, sequences, hashes["code"])
             run.hand_out(checkpoint)
     except TrainingInterrupted:
         log.info("interrupted; %s; resume with: python -m components train %s", _progress_of(run), command)
@@ -75,6 +89,14 @@ def train(settings: TrainSettings, model: str, protocol: str, *, sequences: Path
 def choose_device() -> torch.device:
     """Return the first GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _begin_at(folder: Path, trainer: Trainer, sequences: Path) -> None:
+    """Put the weights of an earlier model into the trainer's; a run that is resumed replaces them by its own."""
+    start, data = read_start(folder), trainer.sequences
+    refuse(start, trainer.name, trainer.settings, data.split)
+    known = start.put_into(trainer.model, read_keys(sequences))
+    log.info("warm start from %s, which knows %d of the %d items", start.name, known, data.num_items)
 
 
 def _train_run(run: Run, trainer: Trainer, protocol: str, sequences: Path, code_hash: str) -> None:

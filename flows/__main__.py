@@ -31,6 +31,7 @@ def run(
     item_columns: Annotated[str | None, typer.Option(help="item_id=id,title=name,genres=tags")] = None,
     synthetic: Annotated[str | None, typer.Option(help="users=156250,items=20000,months=36,seed=1,...")] = None,
     replace: Annotated[bool, typer.Option(help="let a different source replace what data/ holds")] = False,
+    warm_start: Annotated[bool, typer.Option(help="start training from the champion's weights")] = False,
     share: Annotated[bool, typer.Option(help="push to the DVC remote, commit and push the pins")] = False,
 ) -> None:
     """Run the training flow: log -> validated, trained, evaluated, packaged and promoted model."""

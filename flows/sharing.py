@@ -21,7 +21,7 @@ from flows.artifacts import REGISTRY
 from flows.commands import CommandFailedError, run_command
 from flows.stages import HOUR, waits_for_lock
 
-STATE = ("data.dvc", "dvc.lock", "registry")
+STATE = ("data.dvc", "dvc.lock", "params.yaml", "registry")  # params.yaml: which model a warm start began with
 
 
 @task(

@@ -1,9 +1,9 @@
-"""The training flow: ingestion -> the DVC stages -> challenge -> promotion (-> sharing). Every step is a process.
+"""The training flow: ingestion (-> warm start) -> the DVC stages -> challenge -> promotion (-> sharing).
 
     python -m flows                                       what `make run` does
     python -m prefect deployment run hstuflow/nightly     the same by the worker of `make nightly`
 
-This file only says which step follows which.
+This file only says which step follows which; every step is a process.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def training_flow(
     item_columns: str | None = None,
     synthetic: str | None = None,
     replace: bool = False,
+    warm_start: bool = False,
     share: bool = False,
 ) -> dict[str, str]:
     """Bring the log up to date, run every stale stage, promote the model unless gate or challenge refused it.
@@ -55,6 +56,7 @@ def training_flow(
         item_columns: as columns, for the item table.
         synthetic: size of the source synthetic, as in `users=1000,items=500,seed=1`.
         replace: let a different source replace what data/ holds.
+        warm_start: where the log is new, let training start from the champion (components/warm_start.py).
         share: at the end push to the DVC remote, and commit and push the pins and the registry (flows/sharing.py).
 
     Returns:
@@ -77,6 +79,8 @@ def training_flow(
     }
     ingest(ingest_options(given, replace=replace))
     version_data()
+    if warm_start:
+        choose_start()
     outcomes = run_stages()
     challenge()
     promote()
@@ -89,6 +93,12 @@ def ingest_options(given: Mapping[str, str | None], *, replace: bool) -> list[st
     """Return the command-line options of `python -m components ingest` for the flow's parameters."""
     options = [part for name, value in given.items() if value is not None for part in (f"--{name}", value)]
     return [*options, *(["--replace"] if replace else [])]
+
+
+@task(task_run_name="warm start", cache_policy=NO_CACHE, persist_result=False, timeout_seconds=HOUR)
+def choose_start() -> None:
+    """Write the champion's tag into params.yaml, where training can start from it."""
+    run_command([sys.executable, "-m", "components", "warm-start"], name="warm start", log=get_run_logger().info)
 
 
 @task(task_run_name="challenge", cache_policy=NO_CACHE, persist_result=False, timeout_seconds=3 * HOUR)

@@ -51,6 +51,7 @@ ALSO_COMMANDS = {  # not stages
     "serve",
     "summary",
     "use",
+    "warm-start",
 }
 # Messages, logging, atomic writes, checked settings (whose values are parameters of the stages).
 WITHOUT_EFFECT = (

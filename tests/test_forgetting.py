@@ -375,7 +375,9 @@ def store_model(home: Path, version: str, **facts: object) -> None:
     folder = home / "models" / "hstuflow" / version
     folder.mkdir(parents=True)
     split = {"train_end": facts.pop("train_end"), "valid_end": facts.pop("valid_end")}
-    write_json(folder / "checkpoint.json", {"split": split, "refit_epochs": [], "data_hash": "0" * 64, **facts})
+    write_json(
+        folder / "checkpoint.json", {"settings": {}, "split": split, "refit_epochs": [], "data_hash": "0" * 64, **facts}
+    )
 
 
 def test_models_are_told_apart_by_their_log_and_by_the_time_they_were_trained_until(plain: Path, tmp_path: Path):
