@@ -371,6 +371,9 @@ def test_a_file_that_still_names_the_person_is_an_error(plain: Path):
 # --- which models saw the person -------------------------------------------------------------------------------------
 
 
+_OF_A_MODEL = {"settings": {}, "refit_epochs": [], "data_hash": "0" * 64}
+
+
 def store_model(home: Path, version: str, **facts: object) -> None:
     folder = home / "models" / "hstuflow" / version
     folder.mkdir(parents=True)
