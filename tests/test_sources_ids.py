@@ -1,5 +1,7 @@
 """Ids: int64 only where nothing is lost, and a mapping that only ever appends."""
 
+from uuid import UUID
+
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -43,6 +45,14 @@ def test_one_id_that_is_not_exactly_an_integer_makes_the_column_text(odd: str):
     assert numbered.keys is not None
     assert numbered.keys["key"].to_pylist() == ["5", "6", odd]
     assert numbered.ids.tolist() == [1, 2, 3, 1]
+
+
+def test_uuids_are_ids_written_as_everybody_writes_them():
+    ann, bob = UUID(int=1), UUID(int=2)
+    numbered = number_ids(column(pa.array([ann, bob, ann], pa.uuid())), IdColumn(), None)
+    assert numbered.keys is not None
+    assert numbered.keys["key"].to_pylist() == [str(ann), str(bob)]
+    assert numbered.ids.tolist() == [1, 2, 1]
 
 
 def test_unsigned_integers_past_63_bits_are_kept_as_text():

@@ -8,6 +8,7 @@ would read "0123" as 123 and "0x1f" as 31 (tried with 26.0): hence the round tri
 from __future__ import annotations
 
 from dataclasses import dataclass
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -139,6 +140,8 @@ def _clean(cells: Cells) -> pa.Array:
         values = _whole_numbers(cells)
     elif pa.types.is_integer(kind):
         values = _widen(values)
+    elif isinstance(kind, pa.UuidType):
+        values = _write_out(values)
     elif not pa.types.is_string(kind):
         raise cells.error(0, "cannot be an id", expected=f"text or whole numbers instead of {kind}")
     if values.null_count:
@@ -173,3 +176,10 @@ def _whole_numbers(cells: Cells) -> pa.Array:
 
 def _missing(cells: Cells, index: int) -> Exception:
     return cells.error(index, "is missing", expected="an id", todo="Leave out the rows that have none")
+
+
+def _write_out(uuids: pa.Array) -> pa.Array:
+    """Return UUIDs as text, each written once however often it comes."""
+    coded = uuids.storage.dictionary_encode()
+    texts = pa.array([str(UUID(bytes=one)) for one in coded.dictionary.to_pylist()], pa.string())
+    return pa.DictionaryArray.from_arrays(coded.indices, texts).cast(pa.string())
