@@ -66,10 +66,9 @@ class Replay:
     def night(self, date: dt.date, nights: Sequence[Night]) -> Night:
         """Do one night and score the days after it; `nights` are those before."""
         here = self.folder / str(date)
-        contender = Contender(str(date), here / "checkpoint")
-        cell, catalogue = self._train(here, contender)
-        champions = find_champions(nights)
+        contender, champions = Contender(str(date), here / "checkpoint"), find_champions(nights)
         rival = Contender(champions[-1], self.folder / champions[-1] / "checkpoint") if champions else None
+        cell, catalogue = self._train(here, contender, rival)
         contest = meet(cell, contender, rival, catalogue, min_users=self.settings.promote.min_users)
         checks = apply_rule({"contest": contest}, self.settings.promote)
         night: Night = {
@@ -86,8 +85,11 @@ class Replay:
         shutil.rmtree(here / "sequences")
         return night
 
-    def _train(self, here: Path, contender: Contender) -> tuple[Cell, Catalogue]:
-        """Train on what `here`'s midnight knows; return what its challenge is held on."""
+    def _train(self, here: Path, contender: Contender, champion: Contender | None) -> tuple[Cell, Catalogue]:
+        """Train on what `here`'s midnight knows; return what its challenge is held on.
+
+        Whatever model `warm_start` names today, a night starts from the champion of then.
+        """
         settings, model, past = self.settings, self.settings.package.model, here / "past"
         cut_log(self.data, seconds(dt.date.fromisoformat(here.name)), past)
         built = {"data": past / "data", "quarantine": past / "quarantine.parquet", "out": here / "sequences"}
@@ -95,7 +97,11 @@ class Replay:
         shutil.rmtree(past)
         sequences, runs = here / "sequences" / PROTOCOL, self.folder / "runs"
         places = {"sequences": sequences, "checkpoint": contender.folder, "runs": runs}
-        self.train(settings.train[model], model, PROTOCOL, **places)
+        train, start = settings.train[model], None
+        if train.warm_start is not None:
+            start = champion.folder if champion is not None else None
+            train = train.model_copy(update={"warm_start": champion and champion.name})
+        self.train(train, model, PROTOCOL, **places, start=start)
         cell = Cell(settings.evaluate, model, PROTOCOL, load_sequences(sequences))
         return cell, load_catalogue(sequences, key_type=cell.sequences.split["key_type"])
 
@@ -170,4 +176,5 @@ def _facts(settings: Settings, log_files: Sequence[Path]) -> dict[str, Any]:
         "promote": settings.promote,
     }
     decided = {name: section.model_dump(mode="json") for name, section in sections.items()}
+    decided["train"]["warm_start"] = settings.train[model].warm_start is not None
     return {"model": model, "log": hash_files(log_files)} | decided

@@ -4,8 +4,8 @@
     make nightly                                               # with `share: true` in prefect.yaml
 
 `dvc push` comes first: no commit may name data that the remote lacks. Committed are the pins of the log and the stages,
-the parameters and the registry, in one commit a night, and pushed where the branch has an upstream. Credentials are those that dvc and
-git find by themselves (environment, ~/.aws, ssh); none is stored here.
+the parameters and the registry, in one commit a night, and pushed where the branch has an upstream. Credentials are
+those that dvc and git find by themselves (environment, ~/.aws, ssh); none is stored here.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ LOG = walking_log(num_users=60, num_events=30)
 PLAN = make_plan("1970-02-05", "1970-02-15", 5, 1)
 
 
-def settings(**promote):
-    made = vars(train_settings(epochs=20, patience=20, dim=16, learning_rate=0.02))
+def settings(warm_start=None, **promote):
+    made = vars(train_settings(epochs=20, patience=20, dim=16, learning_rate=0.02, warm_start=warm_start))
     tiny = {name: value for name, value in made.items() if name in TrainSettings.model_fields}
     train_ = load_settings().train["hstu"].model_copy(update=tiny)
     return report_settings(
@@ -45,18 +45,19 @@ def settings(**promote):
 
 class Replayed:
     def __init__(self, root):
-        self.root, self.trained = root, []
+        self.root, self.trained, self.starts = root, [], []
         write_log(root, LOG, titles={item: f"The {item}" for item in range(1, 26)})
 
-    def run(self, plan=PLAN, interrupt_at=None, **promote):
+    def run(self, plan=PLAN, interrupt_at=None, **changes):
         def recorded(*arguments, sequences, **places):
             if len(self.trained) == interrupt_at:
                 raise KeyboardInterrupt
             self.trained.append(read_json(sequences / "split.json"))
+            self.starts.append(places["start"] and places["start"].parent.name)
             train(*arguments, sequences=sequences, **places)
 
         folders = {name: self.root / name for name in ("data", "artifacts", "reports")}
-        return backtest(settings(**promote), plan, build=build_sequences, train=recorded, **folders)
+        return backtest(settings(**changes), plan, build=build_sequences, train=recorded, **folders)
 
     @property
     def folder(self):
@@ -104,6 +105,18 @@ def test_the_champion_is_the_last_that_passed_and_the_frozen_one_the_first(repla
     for night in deployed:
         if night["models"]["deployed"] == night["models"]["frozen"]:
             assert night["future"]["loss"]["difference"] == 0.0
+
+
+def test_with_a_warm_start_each_night_begins_with_the_champion_of_then(replayed, tmp_path):
+    warm = Replayed(tmp_path)
+    nights = warm.run(warm_start="hstuflow:0123")["nights"]
+    assert replayed.starts == [None, None, None]
+    champion, expected = None, []
+    for night in nights:
+        expected.append(champion)
+        champion = night["date"] if night["verdict"] == "passed" else champion
+    assert warm.starts == expected
+    assert len(set(expected)) >= 2
 
 
 def test_a_killed_backtest_goes_on_with_the_night_it_was_at_and_ends_in_the_same_story(replayed, tmp_path):
