@@ -47,8 +47,8 @@ benchmark: setup ## every model on every protocol: recipes/benchmark.yaml
 	@$(PY) -m components use recipes/benchmark.yaml
 	@$(PY) -m flows $(RUN_OPTIONS)
 
-test: setup ## all tests
-	@$(PY) -m pytest $(TESTS)
+test: setup ## all tests, two files at a time; TESTS=tests/test_x.py
+	@$(PY) -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 check: setup ## lint, format, types
 	@$(PY) -m ruff check .

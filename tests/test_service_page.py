@@ -17,6 +17,7 @@ from components.serving.engine import Engine
 from components.serving.guard import RequestGuard
 from components.serving.pages import PAGE_FILES, TitleFinder
 
+expect.set_options(timeout=60_000)  # ms: how long a condition is polled; 5 s are too few where other tests run beside
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = '<img src=x onerror="window.hacked = true">'
 NAMED = ["Star Wars (1977)", "Wars of the Stars", "Amélie (2001)", "Heat (1995)", HOSTILE, "Fargo  (1996)", "Wars"]
