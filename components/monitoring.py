@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from components.console import log, print_table
 from components.drift.measures import GROUPS, count_lengths, group_items, measure_stability, name_lengths
@@ -24,9 +24,9 @@ from components.drift.outcomes import DAY, HitRate, measure_calibration, measure
 from components.drift.page import render_page
 from components.drift.reference import Reference, read_reference
 from components.drift.requests import CUTOFF, Logged, Request, read_requests
-from components.expectations.profile import compare
+from components.expectations.profile import action_shift
 from components.files import read_json, reading, replacing_file, write_json
-from components.interactions import INTERACTIONS, list_partitions
+from components.interactions import list_months, read_month
 from components.settings import MonitorSettings
 
 CONFIDENCE = 0.95
@@ -163,9 +163,10 @@ def _action_shift(settings: MonitorSettings, data: Path, profile: Path) -> Measu
         return Measure("action_shift", None, None, limit, False, "no registry/profile.json")
     with reading(profile, todo=f"Run `git checkout HEAD {profile}`"):
         promoted = read_json(profile)
-        newest = list_partitions(data)[-settings.action_months :]
-        events = pa.concat_tables([pq.read_table(file, schema=INTERACTIONS) for file in newest]).to_pandas()
-        shift = compare(events, promoted)["action_shift"]
+        newest = list(list_months(data).values())[-settings.action_months :]
+        actions = pa.concat_tables([read_month(files, ["action"]) for files in newest])["action"].drop_null()
+        now = {one["values"]: one["counts"] for one in pc.value_counts(actions).to_pylist()}
+        shift = action_shift(now, promoted)
     return Measure("action_shift", shift, 0.0, limit, shift > limit, "")
 
 

@@ -5,6 +5,7 @@ from contextlib import closing
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -156,7 +157,6 @@ def test_calibration_is_the_share_of_hits_in_each_tenth_of_the_scores():
 
 @pytest.mark.parametrize("has_keys", [False, True])
 def test_later_events_have_the_ids_that_the_service_used(tmp_path, has_keys):
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = [(1, 50, NOW - 90 * DAY), (1, 51, NOW + 5), (2, 52, NOW + 6), (3, 53, NOW + 7)]
@@ -189,6 +189,19 @@ def compare(tmp_path, monkeypatch, reference, asked, did=None, **changed):
     settings = SETTINGS.model_copy(update={"min_requests": 100} | changed)
     logged = Logged(tuple(asked), len(asked))
     return monitoring.compare_all(settings, logged, reference, data=tmp_path, profile=tmp_path / "none.json")
+
+
+def test_actions_of_the_newest_months_are_compared_with_those_of_the_promoted_log(tmp_path):
+    promoted = {"actions": [["buy", 3], ["view", 7]], "num_events": 10}
+    write_json(tmp_path / "profile.json", promoted)
+    nights = {"000001": [("view", NOW - 60 * DAY)] * 9, "000002": [("buy", NOW)] * 4, "000003": [("gift", NOW)] * 4}
+    for part, rows in nights.items():  # the newest month lies in two files
+        columns = {"user_id": [1] * len(rows), "item_id": [1] * len(rows), "timestamp": [when for _, when in rows]}
+        columns |= {"action": [action for action, _ in rows], "rating": pa.nulls(len(rows), pa.float32())}
+        write_partitions(tmp_path, pa.table(columns).cast(INTERACTIONS), part)
+    measure = monitoring._action_shift(SETTINGS, tmp_path, tmp_path / "profile.json")
+    assert measure.value == pytest.approx((abs(0.3 - 0.5) + abs(0.7 - 0) + 0.5) / 2)
+    assert measure.is_past
 
 
 def usual(number=300):

@@ -54,8 +54,18 @@ def compare(facts: Facts, promoted: dict[str, Any]) -> dict[str, float]:
         "volume_ratio": facts.num_events / max(promoted["num_events"], 1),
         "new_user_share": share_of_new(facts.users, _decode(promoted["user_sketch"])),
         "new_item_share": share_of_new(facts.items, _decode(promoted["item_sketch"])),
-        "action_shift": _action_shift(facts.actions, promoted),
+        "action_shift": action_shift(facts.actions, promoted),
     }
+
+
+def action_shift(now: dict[str, int], promoted: dict[str, Any]) -> float:
+    """Total variation over the promoted actions, with everything else as one more action."""
+    then = dict(promoted["actions"])
+    total_now, total_then = max(sum(now.values()), 1), max(promoted["num_events"], 1)
+    p = np.array([count / total_then for count in then.values()])
+    q = np.array([now.get(name, 0) / total_now for name in then])
+    others = abs(p.sum() - q.sum()) if now and then else 0.0
+    return float((np.abs(p - q).sum() + others) / 2)
 
 
 def sketch(ids: np.ndarray) -> np.ndarray:
@@ -95,13 +105,3 @@ def _decode(lines: list[str]) -> np.ndarray:
 def _by_frequency(actions: dict[str, int]) -> list[tuple[str, int]]:
     """Return (action, events), most frequent first, equal counts by name."""
     return sorted(actions.items(), key=lambda pair: (-pair[1], pair[0]))
-
-
-def _action_shift(now: dict[str, int], promoted: dict[str, Any]) -> float:
-    """Total variation over the promoted actions, with everything else as one more action."""
-    then = dict(promoted["actions"])
-    total_now, total_then = max(sum(now.values()), 1), max(promoted["num_events"], 1)
-    p = np.array([count / total_then for count in then.values()])
-    q = np.array([now.get(name, 0) / total_now for name in then])
-    others = abs(p.sum() - q.sum()) if now and then else 0.0
-    return float((np.abs(p - q).sum() + others) / 2)
