@@ -9,7 +9,8 @@
 3. Cache and local remotes lose the objects that hold the person (`components/dvc_objects.py`), then `dvc add data`.
 4. At the end all of that is searched. Models stay, and are listed with what to do: no weight names a person.
 
-Killed at any moment, the same command does the rest: the log itself changes last.
+Killed at any moment, the same command does the rest. The log changes after all that is made of it; from then on the
+person has no row and, where ids are text, no number, and only the hash in the manifest says who it was.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from components.files import replacing_folder
 from components.interactions import read_key_table, read_manifest, write_keys
 from components.lineage import find_models, print_models
 from components.manifest import count_log, measure_part, write_manifest
-from components.person import Person, find_person, holds
+from components.person import NOBODY, Person, find_person, holds
 from components.sources.append import part_of
 from components.sources.forgotten import hash_key
 
@@ -86,7 +87,7 @@ def forget_user(
         StateError: a training is in progress, dvc fails, or a file holds the person still.
     """
     data = root / "data"
-    person, stores = find_person(key, data), find_stores()
+    person, stores = _find_forgotten(key, data) or find_person(key, data), find_stores()
     paths = [path for name in _MADE_OF_IT if (path := root / name).exists()]
     models = find_models(person, root=root, registry=registry)
     if dry_run:
@@ -102,6 +103,14 @@ def forget_user(
         forgotten = Forgotten(person, paths, objects, models, *counts)
     _report(forgotten, stores, data, dry_run=dry_run)
     return forgotten
+
+
+def _find_forgotten(key: str, data: Path) -> Person | None:
+    """Return one whom a call that was stopped has taken out of the log: no rows, maybe since ever; None otherwise."""
+    if hash_key(key) not in read_manifest(data).get("forgotten", []):
+        return None
+    is_text = read_key_table(data, "user") is not None
+    return Person(key, NOBODY if is_text else int(key), parts={}, first=0)
 
 
 def _remove(person: Person, data: Path, paths: list[Path], stores: Stores) -> list[Path]:
@@ -222,9 +231,8 @@ def _left_to_do(forgotten: Forgotten, stores: Stores, data: Path) -> Iterator[st
     manifest = read_manifest(data)
     names = {Path(part).name for part in forgotten.person.parts}
     files = [entry["name"] for entry in manifest.get("files", []) if f"{part_of(entry['name'])}.parquet" in names]
-    source = (
-        ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "") if files else manifest["path"]
-    )
+    source = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+    source = source or manifest["path"] or "its files"
     yield f"The source has the person still ({source}); ingestion leaves the person out, other readers do not"
     if forgotten.stored is None:
         yield f"The service: curl -X DELETE localhost:3000/users/{quote(forgotten.person.key, safe='')}, or --store URL"

@@ -21,6 +21,7 @@ from components.errors import InputError
 from components.files import reading
 from components.interactions import list_partitions, read_key_table
 
+NOBODY = -1  # the numbers of text ids count from 1
 _USER_COLUMNS = ("user_id", "user")
 _TODO = "Run `dvc checkout --force data.dvc`"
 

@@ -202,6 +202,27 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(here: Path, key: str, 
 
 
 @pytest.mark.slow
+def test_stopped_before_dvc_has_the_new_log_the_same_command_gives_it_to_dvc(
+    here: Path, key: str, monkeypatch: pytest.MonkeyPatch
+):
+    person = find_person(key, Path("data"))
+
+    def killed(*words: str) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("components.forgetting.run_dvc", killed)
+        with pytest.raises(KeyboardInterrupt):
+            forget(key)
+    assert len(read_manifest()["forgotten"]) == 1  # the log has changed already
+    forgotten = forget(key)
+    assert {model["saw"] for model in forgotten.models} <= {"maybe"}  # nobody can say any more who saw the person
+    assert files_naming(person, Path(), here / "remote") == []
+    git_and_dvc("checkout", "data.dvc")
+    assert files_naming(person, Path("data")) == []
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("known_stores")
 def test_a_second_call_goes_on_where_a_kill_stopped_the_first(here: Path, key: str, monkeypatch: pytest.MonkeyPatch):
     person = find_person(key, Path("data"))
