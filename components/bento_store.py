@@ -13,14 +13,13 @@ import hashlib
 import os
 import shutil
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from components.errors import StateError
-from components.files import reading, replacing_file
+from components.files import folder_beside, reading, replacing_file
 
 
 def install(export: Path, packaged: dict[str, Any]) -> None:
@@ -32,10 +31,7 @@ def install(export: Path, packaged: dict[str, Any]) -> None:
     if is_stored(packaged):
         return
     _check_export(export, packaged)
-    store = bentoml_store()
-    (store / "tmp").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=store / "tmp") as scratch, tarfile.open(export) as archive:
-        content = Path(scratch) / "bento"
+    with folder_beside(bentoml_store() / "tmp" / "hstuflow") as content, tarfile.open(export) as archive:
         # Python before 3.11.4 has no filters; there the hash alone says that the archive is ours.
         archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
         archive.extractall(content)  # noqa: S202

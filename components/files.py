@@ -38,14 +38,21 @@ def replacing_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path` that takes its place on success; on an error `path` stays as it was."""
-    with _temporary_beside(path) as temporary:
-        temporary.mkdir()
+    with folder_beside(path) as temporary:
         yield temporary
         temporary.chmod(0o755)
         if path.exists():
             _exchange(temporary, path)
         else:
             temporary.rename(path)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, for what is to be renamed from there; it is removed afterwards."""
+    with _temporary_beside(path) as temporary:
+        temporary.mkdir()
+        yield temporary
 
 
 @contextmanager

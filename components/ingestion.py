@@ -20,7 +20,7 @@ import numpy as np
 
 from components.console import log, print_header, print_table
 from components.errors import InputError
-from components.files import hash_files, replacing_folder
+from components.files import folder_beside, hash_files, replacing_folder
 from components.interactions import (
     list_months,
     read_manifest,
@@ -68,20 +68,20 @@ def ingest(settings: IngestSettings, options: Mapping[str, Any], *, data: Path, 
     forgotten: list[str] = held.get("forgotten", []) if held is not None and known is not None else []
     with (
         tempfile.TemporaryDirectory(prefix="ingest-") as scratch,
-        tempfile.TemporaryDirectory(prefix=f".{data.name}.", dir=_parent(data)) as staging,
+        folder_beside(data) as staging,
     ):
         if wanted.mode == "append":
             base = data if held is not None and not replace else None
             manifest, terms = (
-                _append(Path(staging), wanted, Path(scratch), held=base, known=known, forgotten=forgotten),
+                _append(staging, wanted, Path(scratch), held=base, known=known, forgotten=forgotten),
                 None,
             )
         else:
             source = read_source(wanted, Path(scratch))
-            manifest, terms = _write(Path(staging), source, wanted, known=known, forgotten=forgotten), source.terms
-        change = _compare(data, held, Path(staging), manifest)
+            manifest, terms = _write(staging, source, wanted, known=known, forgotten=forgotten), source.terms
+        change = _compare(data, held, staging, manifest)
         if change.changed:
-            _swap(Path(staging), data)
+            _swap(staging, data)
     _report(change, manifest, terms, data)
     return change
 
@@ -121,12 +121,6 @@ def _refuse_other(wanted: IngestSettings, held: Mapping[str, Any] | None, data: 
             expected=describe(wanted.model_dump()),
             todo="Pass --replace (make: REPLACE=1) to put the new one in its place",
         )
-
-
-def _parent(data: Path) -> Path:
-    parent = data.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    return parent
 
 
 def _write(

@@ -6,9 +6,10 @@
     python -m components serve                         # what `make serve` runs
 
 registry/champion.json is the truth; `latest` follows it, here only. Model and Bento arrive in the BentoML store, then
-profile.json, decisions.jsonl, champion.json and at last `latest` are replaced: whatever stops a promotion, both
-pointers name a whole Bento, and the same command finishes the job. What was rolled back is not promoted again by
-itself, or the next night would undo the rollback.
+profile.json, decisions.jsonl, champion.json and at last `latest` are replaced; by a rollback `latest` before
+champion.json, because repeated after that it goes one further back. So whatever stops one, both pointers name a whole
+Bento, and the same command finishes the job. What was rolled back is not promoted again by itself, or the next night
+would undo the rollback.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def rollback(*, registry: Path, to: str | None = None, why: str | None = None) -
         earlier = _find_earlier(champion, to, registry)
         reasons = [why or "by hand"]
         record_decision(registry, "rolled back", candidate=champion, champion=earlier, reasons=reasons)
-        write_json(registry / "champion.json", earlier)
         point_latest(earlier["tag"])
+        write_json(registry / "champion.json", earlier)
     log.info("champion: %s, instead of %s, which is promoted again with --again only", earlier["tag"], champion["tag"])
     return earlier
 

@@ -196,7 +196,8 @@ def _prepare(out: Path, manifest: dict[str, Any], *, replace: bool) -> None:
     """
     file = out / "manifest.json"
     if not file.exists():
-        if out.exists() and any(out.iterdir()):
+        # What a killed writer left of the manifest is hidden, and goes with the next write.
+        if out.exists() and any(not file.name.startswith(".") for file in out.iterdir()):
             raise StateError("holds something, but no manifest", where=str(out), todo="Name another folder with --out")
         write_json(file, manifest | {"finished": False})
         return
@@ -212,6 +213,7 @@ def _prepare(out: Path, manifest: dict[str, Any], *, replace: bool) -> None:
             todo="Name another folder with --out, or use --replace",
         )
     if differing:
+        write_json(file, before | {"finished": False})
         for part in out.glob("part-*.parquet"):
             part.unlink()
         write_json(file, manifest | {"finished": False})

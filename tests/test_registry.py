@@ -290,19 +290,14 @@ def test_what_was_rolled_back_is_promoted_again_only_when_told_to(workspace, cap
     assert (workspace.latest, workspace.champion["previous"]) == ("v3", "hstuflow:v1")
 
 
-@pytest.mark.parametrize("write", ["decisions.jsonl", "champion.json", "latest"])
-def test_a_rollback_stopped_before_any_write_is_finished_by_the_same_command_or_the_next_promotion(
-    workspace, stop_before, write
-):
+@pytest.mark.parametrize("write", ["decisions.jsonl", "latest", "champion.json"])
+def test_a_rollback_stopped_before_any_write_is_finished_by_the_same_command(workspace, stop_before, write):
     for version in ("v1", "v2"):
         workspace.package(version)
         workspace.promote()
     assert stop_before(workspace.rollback, write)[-1] == write
-    if write == "latest":  # the champion is the earlier one already
-        assert not workspace.promote()
-    else:
-        assert workspace.champion["tag"] == "hstuflow:v2"
-        workspace.rollback()
+    assert workspace.champion["tag"] == "hstuflow:v2"
+    workspace.rollback()
     assert (workspace.latest, workspace.champion["tag"]) == ("v1", "hstuflow:v1")
     assert [what for what, _, _ in workspace.decisions] == ["promoted", "promoted", "rolled back"]
 
