@@ -12,6 +12,7 @@ import typer
 
 from components.console import log, setup_logging
 from components.errors import HstuflowError, SettingsError
+from components.locks import alone
 from components.settings import ModelName, Protocol, load_settings
 
 DATA = Path("data")
@@ -56,12 +57,14 @@ def ingest(
         "item_columns": _pairs(item_columns, "--item-columns"),
         "synthetic": _pairs(synthetic, "--synthetic"),
     }
-    ingestion.ingest(load_settings().ingest, options, data=DATA, replace=replace)
+    with alone(ARTIFACTS, "an ingestion"):
+        ingestion.ingest(load_settings().ingest, options, data=DATA, replace=replace)
 
 
 @app.command()
 def validate() -> None:
     """Judge data/ by the expectation suite; quarantine bad rows or stop."""
+    _end_with_starter()
     from components import validation
 
     validation.validate(
@@ -78,6 +81,7 @@ def validate() -> None:
 @app.command()
 def sequences() -> None:
     """Split the log by time and write jagged sequences."""
+    _end_with_starter()
     from components import sequences as step
 
     settings = load_settings()
@@ -93,9 +97,7 @@ def sequences() -> None:
 @app.command()
 def train(model: Model = "hstu", protocol: Split = "time_split") -> None:
     """Train one model on one protocol's training part."""
-    from components.fitting import lifeline
-
-    lifeline.end_with_ancestors()  # before torch is imported: from here on a killed dvc or flow takes us along
+    _end_with_starter()
     from components import training, warm_start
 
     settings = load_settings().train[model]
@@ -113,6 +115,7 @@ def train(model: Model = "hstu", protocol: Split = "time_split") -> None:
 @app.command()
 def evaluate(model: Model = "hstu", protocol: Split = "time_split") -> None:
     """Rank the whole catalogue for every held-out event, beside the baselines."""
+    _end_with_starter()
     from components import evaluation
 
     evaluation.evaluate(
@@ -128,6 +131,7 @@ def evaluate(model: Model = "hstu", protocol: Split = "time_split") -> None:
 @app.command()
 def report() -> None:
     """Merge the evaluations into reports/metrics.json, gate.json and report.html."""
+    _end_with_starter()
     from components import report as step
 
     settings = load_settings()
@@ -137,6 +141,7 @@ def report() -> None:
 @app.command()
 def package() -> None:
     """Build the Bento from the checkpoint and export it."""
+    _end_with_starter()
     from components import packaging
 
     settings = load_settings()
@@ -306,7 +311,8 @@ def forget_user(
     """Remove a person from the log, what is made of it and DVC's old versions; say which models saw the person."""
     from components import forgetting
 
-    forgetting.forget_user(user, root=Path(), registry=REGISTRY, store=store, requests=requests, dry_run=dry_run)
+    with alone(ARTIFACTS, "forget-user"):
+        forgetting.forget_user(user, root=Path(), registry=REGISTRY, store=store, requests=requests, dry_run=dry_run)
 
 
 @app.command()
@@ -316,6 +322,16 @@ def use(recipe: Annotated[Path, typer.Argument(help="recipes/<name>.yaml")]) -> 
 
     changed = settings.use_recipe(recipe)
     log.info("params.yaml: %s", f"changed {', '.join(changed)}" if changed else f"already as {recipe} says")
+
+
+def _end_with_starter() -> None:
+    """From here on a killed dvc or flow takes this stage along, or it would write over what the next run writes.
+
+    First of all, because torch's import takes seconds.
+    """
+    from components.fitting import lifeline
+
+    lifeline.end_with_ancestors()
 
 
 def _pairs(text: str | None, option: str) -> dict[str, str] | None:

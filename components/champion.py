@@ -3,7 +3,7 @@
     champion = read_champion(registry)        # None where nothing was promoted yet
     with locked(registry): ...                # one promotion or rollback at a time
 
-The lock is registry/.lock, which git ignores. It goes with its process, kill -9 included: there is nothing to clean up.
+The lock is registry/.lock, which git ignores (components/locks.py).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from components.console import log
 from components.errors import StateError
 from components.files import read_json
+from components.locks import held
 
 _NAMES = {"tag", "model_tag", "verdict", "data_hash", "previous"}
 
@@ -23,19 +23,8 @@ _NAMES = {"tag", "model_tag", "verdict", "data_hash", "previous"}
 @contextmanager
 def locked(registry: Path) -> Iterator[None]:
     """Hold the registry; where another process does, say so and wait until it is done, which takes seconds."""
-    from filelock import FileLock, Timeout
-
-    registry.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(registry / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another promotion or rollback, which holds %s", registry)
-        lock.acquire()
-    try:
+    with held(registry / ".lock", lambda: f"another promotion or rollback, which holds {registry}"):
         yield
-    finally:
-        lock.release()
 
 
 def read_champion(registry: Path) -> dict[str, Any] | None:

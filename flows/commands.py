@@ -36,6 +36,8 @@ _DVC_SMALL_TALK = (
     "To enable auto staging, run:",
     "\tdvc config core.autostage ",
 )
+_DVC_HOLDER = re.compile(r"\(PID (\d+)\): (.*)")  # of dvc/rwlock.py
+_DVC_LOCKS = Path(".dvc/tmp/rwlock")
 _DVC_VERDICT = "ERROR: failed to reproduce"  # says which stage failed; the line before says why
 
 
@@ -105,9 +107,28 @@ def find_error_line(lines: Sequence[str]) -> str | None:
     >>> find_error_line(["> python -m components train", "error: no sequences", "ERROR: failed to reproduce 'train'"])
     'no sequences'
     """
+    holders = [match for line in lines if (match := _DVC_HOLDER.fullmatch(line.strip()))]
+    if holders:
+        return _explain_holder(int(holders[-1][1]), holders[-1][2])
     ours = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     others = [line.strip() for line in lines if line.strip() and not line.startswith(_DVC_VERDICT)]
     return ours[-1] if ours else others[-1] if others else None
+
+
+def _explain_holder(pid: int, command: str) -> str:
+    """Say what to do where DVC takes a process for a dvc at work here; it goes by the number alone (dvc/rwlock.py)."""
+    import psutil
+
+    try:
+        now = " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        now = "ended meanwhile"
+    if "dvc" in now:
+        return f"`{command}` (process {pid}) works here. Wait for its end, then the same command"
+    return (
+        f"DVC waits for process {pid}, `{command}`, which was killed: that number is another program's now ({now}). "
+        f"Remove {_DVC_LOCKS}, then the same command"
+    )
 
 
 def child_environment() -> dict[str, str]:

@@ -13,11 +13,13 @@ from collections.abc import Mapping
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
 from components.decisions import read_decisions
+from components.locks import alone
 from components.settings import IngestMode, SourceName, TimestampUnit
 from flows.alerts import alert, alert_of_failure
-from flows.artifacts import REGISTRY, publish
+from flows.artifacts import ARTIFACTS, REGISTRY, publish
 from flows.commands import run_command
 from flows.ingestion import ingest, version_data
 from flows.run_log import hide_expected_tracebacks
@@ -43,6 +45,8 @@ def training_flow(
     share: bool = False,
 ) -> dict[str, str]:
     """Bring the log up to date, run every stale stage, promote the model unless gate or challenge refused it.
+
+    One run at a time in a repository: a second one says whom it waits for, and waits.
 
     Args:
         source: which reader; nothing given keeps the log that data/ holds, or fetches the one of params.yaml.
@@ -77,15 +81,16 @@ def training_flow(
         "item-columns": item_columns,
         "synthetic": synthetic,
     }
-    ingest(ingest_options(given, replace=replace))
-    version_data()
-    if warm_start:
-        choose_start()
-    outcomes = run_stages()
-    challenge()
-    promote()
-    if share:
-        share_night()
+    with alone(ARTIFACTS, f"the flow run {flow_run.name}", say=get_run_logger().info):
+        ingest(ingest_options(given, replace=replace))
+        version_data()
+        if warm_start:
+            choose_start()
+        outcomes = run_stages()
+        challenge()
+        promote()
+        if share:
+            share_night()
     return outcomes
 
 

@@ -5,6 +5,7 @@ import time
 
 import psutil
 import pytest
+from made_processes import processes, the_one, wait_until_gone
 from made_repository import FLOW
 
 pytestmark = pytest.mark.slow
@@ -40,26 +41,8 @@ def repository(retraining, tmp_path):
         process.kill()
 
 
-def processes(repository, words=()):
-    """The living processes that work in the repository and whose command line has all `words`."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.cwd() == str(repository.root) and set(words) <= set(process.cmdline()):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
 def trainers(repository):
     return [p for p in processes(repository, ("components", "train")) if p.exe() == psutil.Process().exe()]
-
-
-def the_one(repository, *words):
-    """The single python process with these words; a shell that runs the same command is not one."""
-    [process] = [p for p in processes(repository, words) if p.exe() == psutil.Process().exe()]
-    return process
 
 
 def start_training(repository, command, name):
@@ -70,12 +53,6 @@ def start_training(repository, command, name):
         assert started.poll() is None, log.read_text()
         time.sleep(0.05)
     return started, log
-
-
-def wait_until_gone(found):
-    """Return once all of them have ended by themselves; pytest's timeout ends a test where they do not."""
-    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in found):
-        time.sleep(0.1)
 
 
 def epoch_resumed_after(printed):
