@@ -16,7 +16,7 @@ from components.errors import HstuflowError
 from components.settings import IngestMode, SourceName, TimestampUnit
 from flows.commands import child_environment
 from flows.run_log import use_short_lines
-from flows.server import find_free_port, running_server
+from flows.server import find_free_port, require_answer, running_server
 
 
 def run(
@@ -50,13 +50,19 @@ def run(
 
 
 def start_server() -> Callable[[], None]:
-    """Start a server for this run unless PREFECT_API_URL names one; return a function that waits for it."""
-    if "PREFECT_API_URL" in os.environ:
+    """Start a server for this run unless PREFECT_API_URL names one; return a function that waits for it.
+
+    Raises:
+        StateError: nothing answers at PREFECT_API_URL.
+    """
+    if api := os.environ.get("PREFECT_API_URL"):
+        require_answer(api)
         return lambda: None
     stack = ExitStack()
     # Registered before Prefect is imported, so called after Prefect has sent its last logs and events.
     atexit.register(stack.close)
-    return stack.enter_context(running_server(find_free_port(), "--no-scheduler", "--no-late-runs"))
+    server = stack.enter_context(running_server(find_free_port(), "--no-scheduler", "--no-late-runs"))
+    return server.wait_until_healthy
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from components.errors import HstuflowError, StateError
 from flows.commands import run_command
 from flows.run_log import use_short_lines
-from flows.server import HOST, PREFECT, running, running_server
+from flows.server import HOST, LOG, PREFECT, Server, running, running_server
 
 POOL = "hstuflow"  # as in prefect.yaml
 
@@ -23,8 +23,8 @@ POOL = "hstuflow"  # as in prefect.yaml
 def nightly(port: Annotated[int, typer.Option(help="where the server listens")] = 4200) -> None:
     """Start a Prefect server and a worker, deploy prefect.yaml, and keep them running until Ctrl-C."""
     use_short_lines()
-    with running_server(port) as wait_until_healthy:
-        wait_until_healthy()
+    with running_server(port) as server:
+        server.wait_until_healthy()
         deploy()
         with running(["worker", "start", "--pool", POOL, "--type", "process"], sys.stdout) as worker:
             say(f"Prefect's UI     http://{HOST}:{port}")
@@ -34,7 +34,7 @@ def nightly(port: Annotated[int, typer.Option(help="where the server listens")] 
             )
             say("stop             Ctrl-C")
             try:
-                wait_for_end(worker)
+                keep(server, worker)
             except KeyboardInterrupt:
                 say("stopping")
 
@@ -52,9 +52,14 @@ def list_deployments(pool: str) -> list[str]:
     return [deployment["name"] for deployment in deployments if deployment["work_pool"]["name"] == pool]
 
 
-def wait_for_end(worker: subprocess.Popen[str]) -> None:
-    """Wait until the worker ends by itself, which it does when the server is gone, and raise StateError for it."""
+def keep(server: Server, worker: subprocess.Popen[str]) -> None:
+    """Start the server again whenever it ends; wait until the worker ends by itself, and raise StateError for it.
+
+    The worker and a run in progress go on without a server, and find it again (docs/operations.md, "Faults").
+    """
     while worker.poll() is None:
+        if server.restart_if_ended():
+            say(f"Prefect's server ended and is started again; see {LOG}")
         time.sleep(1)
     raise StateError("the worker ended", observed=f"exit status {worker.returncode}", todo="Start it again")
 

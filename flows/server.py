@@ -1,8 +1,8 @@
 """A Prefect server of this repository's own, which ends with the process that started it, kill -9 included.
 
-    with running_server(4200) as wait_until_healthy:     # PREFECT_API_URL now names it
+    with running_server(4200) as server:                 # PREFECT_API_URL now names it
         import flows.training                            # 3 s, while the server starts
-        wait_until_healthy()                             # 6-45 s, the more the busier the machine
+        server.wait_until_healthy()                      # 6-45 s, the more the busier the machine
 
 Prefect's own temporary server stays behind when its flow is killed (tried). The database is .prefect/prefect.db, the
 log .prefect/server.log; no telemetry (pyproject.toml, [tool.prefect]). Imports no prefect.
@@ -10,6 +10,7 @@ log .prefect/server.log; no telemetry (pyproject.toml, [tool.prefect]). Imports 
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
@@ -18,9 +19,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -32,20 +32,56 @@ LOG = Path(".prefect/server.log")
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
 
+class Server:
+    """A server of ours, once `running_server` has started it."""
+
+    def __init__(self, port: int, options: tuple[str, ...], log: IO[str]) -> None:
+        self.api = f"http://{HOST}:{port}/api"
+        self._log, self._arguments = log, ["server", "start", "--host", HOST, "--port", str(port), *options]
+        self._stack = ExitStack()
+        self._start()
+
+    def wait_until_healthy(self) -> None:
+        """Return once it answers; raises StateError where it ended."""
+        while self._process.poll() is None:
+            if answers(self.api) is None:
+                return
+            time.sleep(0.2)
+        observed = f"exit status {self._process.returncode}"
+        raise StateError("Prefect's server ended", observed=observed, todo=f"See {LOG}")
+
+    def restart_if_ended(self) -> bool:
+        """Start it again where it has ended, on the same port and database; tell whether it had."""
+        if self._process.poll() is None:
+            return False
+        self._start()
+        return True
+
+    def close(self) -> None:
+        """End it."""
+        self._stack.close()
+
+    def _start(self) -> None:
+        self._stack.close()
+        self._process = self._stack.enter_context(running(self._arguments, self._log))
+
+
 @contextmanager
-def running_server(port: int, *options: str) -> Iterator[Callable[[], None]]:
-    """Start a server on `port`, point PREFECT_API_URL at it, yield a function that waits for it; end it at last.
+def running_server(port: int, *options: str) -> Iterator[Server]:
+    """Start a server on `port` and point PREFECT_API_URL at it; end it at last.
 
     Raises:
-        StateError: something else listens on `port`, or (by the function) the server ended.
+        StateError: something else listens on `port`.
     """
     require_free(port)
-    api = f"http://{HOST}:{port}/api"
-    os.environ |= {"PREFECT_API_URL": api, "DO_NOT_TRACK": "1"}
     LOG.parent.mkdir(exist_ok=True)
-    arguments = ["server", "start", "--host", HOST, "--port", str(port), *options]
-    with LOG.open("w") as log, running(arguments, log) as server:
-        yield partial(_wait_until_healthy, api, server)
+    with LOG.open("w") as log:
+        server = Server(port, options, log)
+        os.environ |= {"PREFECT_API_URL": server.api, "DO_NOT_TRACK": "1"}
+        try:
+            yield server
+        finally:
+            server.close()
 
 
 @contextmanager
@@ -76,11 +112,24 @@ def require_free(port: int) -> None:
             )
 
 
-def _wait_until_healthy(api: str, server: subprocess.Popen[str]) -> None:
-    while server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{api}/health", timeout=5):  # noqa: S310 - our own http address
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.2)
-    raise StateError("Prefect's server ended", observed=f"exit status {server.returncode}", todo=f"See {LOG}")
+def require_answer(api: str) -> None:
+    """Raise StateError where no server answers at `api`, which a person named."""
+    reason = answers(api)
+    if reason is not None:
+        raise StateError(
+            "no Prefect server answers",
+            where=f"PREFECT_API_URL={api}",
+            observed=reason,
+            todo="Start that server, or unset PREFECT_API_URL: a run by hand then has a server of its own",
+        )
+
+
+def answers(api: str) -> str | None:
+    """Ask a server whether it is there; return None where it is, otherwise why not."""
+    try:
+        with urllib.request.urlopen(f"{api}/health", timeout=5):  # noqa: S310 - ours, or the one a person named
+            return None
+    except urllib.error.HTTPError:  # it wants a password, which Prefect has
+        return None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return str(getattr(error, "reason", error))

@@ -43,17 +43,54 @@ def runs_in_state(api, state):
     return ask(f"{api}/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": [state]}}}, "limit": 50})
 
 
+def test_a_server_killed_during_a_run_is_started_again_and_the_run_completes_once(nightly, finished):
+    repository, api, process, log = nightly
+    repository.use(train={"hstu": {"seed": 7}})
+    [server] = [child for child in psutil.Process(process.pid).children() if "server" in child.cmdline()]
+    ordered = ("env", f"PREFECT_API_URL={api}", "prefect", "deployment", "run", "hstuflow/nightly")
+    assert repository.run(*ordered).returncode == 0
+    while "python -m components train" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    server.kill()
+    while "Prefect's server ended and is started again" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    while not (ended := ended_runs(api)):
+        assert process.poll() is None, log.read_text()
+        time.sleep(1)
+    assert [run["state_type"] for run in ended] == ["COMPLETED"], log.read_text()
+    assert states_of_tasks(api, ended[0]) == {"COMPLETED"}
+    assert log.read_text().count("python -m components train") == 1
+    before, after = (one.root / "registry" / "decisions.jsonl" for one in (finished[0], repository))
+    assert after.read_bytes().splitlines()[:-1] == before.read_bytes().splitlines()  # one decision more
+    assert repository.read("registry/champion.json")["tag"] == repository.read("artifacts/package.json")["tag"]
+
+
+def ended_runs(api):
+    """The deployment's runs that have ended; none while the server does not answer."""
+    try:
+        found = [run for state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") for run in runs_in_state(api, state)]
+    except OSError:
+        return []
+    return [run for run in found if run["deployment_id"]]
+
+
+def states_of_tasks(api, run):
+    tasks = ask(f"{api}/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    assert {task["name"] for task in tasks} >= {"ingest", "version", "train@hstu-time_split", "promote"}
+    return {task["state_type"] for task in tasks}
+
+
 def test_a_run_to_order_completes_in_the_repository(nightly):
     repository, api, _, log = nightly
     done = repository.run(
         "env", f"PREFECT_API_URL={api}", "prefect", "deployment", "run", "hstuflow/nightly", "--watch"
     )
     assert done.returncode == 0, done.stdout + log.read_text()
-    [run] = [run for run in runs_in_state(api, "COMPLETED") if run["deployment_id"]]
-    assert run["name"] in done.stdout
-    tasks = ask(f"{api}/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
-    assert {task["name"] for task in tasks} >= {"ingest", "version", "train@hstu-time_split", "promote"}
-    assert {task["state_type"] for task in tasks} == {"COMPLETED"}
+    [run] = [run for run in ended_runs(api) if run["name"] in done.stdout]
+    assert run["state_type"] == "COMPLETED"
+    assert states_of_tasks(api, run) == {"COMPLETED"}
     assert repository.run("dvc", "status").stdout == "Data and pipelines are up to date.\n"
 
 
