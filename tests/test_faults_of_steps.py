@@ -3,9 +3,9 @@
 Each step of a night starts from what the night before and the steps before it left, is killed at its first moment,
 repeated and killed at the second, and so on (tests/made_kills.py says what a moment is); at last it is let go on. After
 each kill every file, and every folder that is replaced as one, is as before the step or as after it; at the end
-everything is as in an undisturbed night, without leftovers. Covered: ingest, validate, sequences, evaluate, report,
-challenge, promote, score, monitor, rollback and forget-user (without DVC; with it: tests/test_forgetting.py) at all of
-their moments, package (10 s of CPU a run) between the archive and package.json. Training: tests/test_faults.py.
+everything is as in an undisturbed night, without leftovers. At all of their moments: ingest, sequences, evaluate,
+challenge, promote, score, monitor, rollback, and forget-user without DVC (with it: tests/test_forgetting.py). At some,
+because a run takes seconds of CPU: validate, report, package. Training: tests/test_faults.py.
 """
 
 import json
