@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.console import log
 from components.errors import InputError
 from components.serving.request_log import read_rows
 
@@ -47,6 +49,8 @@ class Logged:
 def read_requests(folder: Path, *, days: int, most: int) -> Logged:
     """Read the rows of the newest day and the `days` - 1 before it, at most `most` of them, evenly chosen.
 
+    Days that lie in the future are left out: a clock that ran a year ahead and was set back would hide a year of rows.
+
     Raises:
         InputError: the folder holds no log of requests, or one that is damaged.
     """
@@ -67,8 +71,18 @@ def _find_files(folder: Path, days: int) -> list[Path]:
     if not names:
         todo = "Start the service with HSTUFLOW_REQUESTS=<folder>, and name the same folder here"
         raise InputError("holds no log of requests", where=str(folder), todo=todo)
-    first = dt.date.fromisoformat(max(names)) - dt.timedelta(days=days - 1)
-    return [file for file in sorted(folder.glob("*/*.jsonl")) if file.parent.name >= first.isoformat()]
+    newest = _newest(names)
+    first = dt.date.fromisoformat(newest) - dt.timedelta(days=days - 1)
+    return [file for file in sorted(folder.glob("*/*.jsonl")) if first.isoformat() <= file.parent.name <= newest]
+
+
+def _newest(names: set[str]) -> str:
+    """Return the newest day that is not in the future; the newest one where all are: then it is our clock that errs."""
+    today = dt.datetime.fromtimestamp(time.time(), dt.UTC).date().isoformat()
+    past = {name for name in names if name <= today}
+    if past and past != names:
+        log.warning("%d days in the future are not read: a clock ran ahead", len(names) - len(past))
+    return max(past or names)
 
 
 def _requests(files: list[Path]) -> Iterator[Request]:

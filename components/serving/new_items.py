@@ -76,8 +76,8 @@ class NewItems:
         _check_repeats(items)
         for item in added:
             self._check(item)
-        now = int(time.time())
-        put = self._store().put_items([StoredItem(str(i.item_id), i.content, now) for i in added], MAX_NEW_ITEMS)
+        since = self._now()
+        put = self._store().put_items([StoredItem(str(i.item_id), i.content, since) for i in added], MAX_NEW_ITEMS)
         self.refresh()
         return Inserted(*put, known)
 
@@ -163,6 +163,15 @@ class NewItems:
             raise StoreError("an inserted item is damaged", observed=repr(error)[:80]) from error
         self._check(item)
         return item
+
+    def _now(self) -> int:
+        """Return the seconds; by a clock that was set back, when the newest trained item was first seen.
+
+        It is kept for good: an item inserted before the clock was right would be too old for every freshness window.
+        """
+        first_seen_X = self.trained.catalogue.attributes.first_seen_X
+        newest = 0 if first_seen_X is None else int(first_seen_X.max(initial=0))
+        return max(int(time.time()), newest)
 
     def _check_map(self) -> None:
         if self.item_map is None:
