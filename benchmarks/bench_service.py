@@ -3,6 +3,7 @@
     python -m benchmarks.bench_service                                  # 3,706 items, one worker, about 3 minutes
     python -m benchmarks.bench_service --items 100000 --seconds 20
     python -m benchmarks.bench_service --items 1000000 --share-only     # the model's own share, without HTTP
+    python -m benchmarks.bench_service --items 1000000 --start-only     # start to ready and memory, no load
     python -m benchmarks.bench_service --rectools OTHER_VENV/bin/python # one user: RecTools beside ours, no load
 
 The model has random weights in the shape of recipes/ml-1m.yaml (2 blocks, D 50, N 200), which changes no time, and is
@@ -65,6 +66,7 @@ SHAPE = {
 }
 RECTOOLS_MODELS = ("hstu", "sasrec")
 EVENTS, CANDIDATES, K, BODIES = 200, 1_000, 10, 64
+MOST_SECONDS_TO_READY = 300
 COLUMNS = ("case", "items", "p50_ms", "p99_ms", "per_s", "facts", "target")
 
 
@@ -150,7 +152,8 @@ def serving(folder: Path) -> Iterator[Server]:
 
 
 def _wait_until_ready(url: str, server: subprocess.Popen[bytes], output: Path) -> None:
-    while server.poll() is None:
+    deadline = time.monotonic() + MOST_SECONDS_TO_READY
+    while server.poll() is None and time.monotonic() < deadline:
         try:
             if httpx.get(f"{url}/readyz", timeout=5).is_success:
                 return
@@ -187,6 +190,8 @@ def measure_http(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     with serving(folder) as server:
         memory = f"ready after {server.seconds_to_ready:.1f} s, {server.megabytes:.0f} MB in all processes"
         yield {"case": "start", "facts": memory, "target": "20 s, 1,024 MB"}
+        if args.start_only:
+            return
         recommend = make_bodies(args.items, k=K)
         run_load(server, "/recommend", recommend, folder, seconds=min(2.0, args.seconds))  # warm
         alone = run_load(server, "/recommend", recommend, folder, seconds=args.seconds / 4)
@@ -343,6 +348,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="of the steady load; others are parts of it")
     parser.add_argument("--rounds", type=int, default=500, help="of the model's own share")
     parser.add_argument("--share-only", action="store_true", help="measure the model's own share, without HTTP")
+    parser.add_argument("--start-only", action="store_true", help="measure start to ready and memory, without load")
     parser.add_argument(
         "--rectools", help="a Python that has rectools[torch], to time beside ours; not needed otherwise"
     )
@@ -361,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="hstuflow-service-") as name:
         checkpoint = write_model(Path(name), args.items)
         share, http = measure_model(args, Path(name), checkpoint), measure_http(args, Path(name))
-        for measure in (share,) if args.share_only else (share, http):
+        for measure in [share] * (not args.start_only) + [http] * (not args.share_only):
             for row in measure:
                 rows.append(facts | nothing | row)
                 recording.append_rows(args.results, rows[-1:])

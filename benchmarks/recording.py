@@ -59,6 +59,19 @@ def version_of(package: str) -> str:
         return "absent"
 
 
+def find_done(path: Path, run: Row, columns: Sequence[str]) -> set[tuple[str, ...]]:
+    """Return these columns, as text, of the rows that the same command has left at the same revision: not done again.
+
+    Of a revision that is -dirty none, as the code may have changed meanwhile.
+    """
+    if not path.exists() or run["revision"].endswith("-dirty"):
+        return set()
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    same = [row for row in rows if all(row.get(name) == run[name] for name in ("command", "revision", "hardware"))]
+    return {tuple(row[column] for column in columns) for row in same}
+
+
 def append_rows(path: Path, rows: Sequence[Row]) -> None:
     """Add rows to a CSV, which is made where there is none.
 

@@ -85,6 +85,29 @@ def test_the_model_s_own_share_is_measured_on_a_packaged_shape(tmp_path):
     assert all(row["p50_ms"] > 0 for row in rows)
 
 
+def test_a_start_alone_is_one_row(tmp_path, monkeypatch):
+    class Process:
+        def memory_info(self):
+            return SimpleNamespace(rss=5 << 20)
+
+        def children(self, recursive):
+            return [self, self]
+
+    class Served:
+        def __enter__(self):
+            return bench_service.Server("http://127.0.0.1:1", Process(), 2.5)
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(bench_service, "serving", lambda folder: Served())
+    results = tmp_path / "service.csv"
+    assert bench_service.main(["--items", "60", "--start-only", "--results", str(results)]) == 0
+    with results.open(newline="") as file:
+        [row] = csv.DictReader(file)
+    assert (row["items"], row["facts"]) == ("60", "ready after 2.5 s, 15 MB in all processes")
+
+
 @pytest.mark.slow
 def test_the_whole_benchmark_runs_against_a_real_service(tmp_path):
     results = tmp_path / "service.csv"
