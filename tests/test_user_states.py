@@ -1,17 +1,23 @@
 """The cache of encoded users: the same answers as without it, bounded, and nothing of whom it was told to forget."""
 
 import threading
+import weakref
+from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_checkpoints import write_checkpoint
 from made_models import model_settings
 
 from components.dataset import make_batch
 from components.model import build_model
-from components.serving.user_states import UserStates, window_start
+from components.recommender import Recommender
+from components.serving.engine import Engine
+from components.serving.history_store import History, StoredEvent
+from components.serving.user_states import Seen, UserStates, window_start
 
 N, NUM_ITEMS = 12, 30
 RANDOM = np.random.default_rng(5)
@@ -144,3 +150,44 @@ def test_many_threads_get_what_one_gets(model):
         thread.join()
     assert not wrong
     assert states.num_bytes == sum(window.num_bytes for window in states._windows.values()) <= states.max_bytes
+
+
+class Named:
+    """Something to stand for a recommender."""
+
+
+def test_what_a_user_has_seen_grows_by_the_new_events_only_where_that_is_all_that_changed():
+    recommender = Named()
+    seen = Seen(np.array([4, -1, 7]), "a", 10, weakref.ref(recommender))
+
+    def grown(version, total, rows, recommender=recommender):
+        found = seen.grown(History((), total, version), np.array(rows, np.int64), recommender)
+        return None if found is None else (found.rows_S.tolist(), found.arrived)
+
+    assert grown("a.10", 10, [9, 7]) == ([4, -1, 7], 10)
+    assert grown("a.12", 12, [9, 7, 3]) == ([4, -1, 7, 3], 12)
+    assert grown("a.13", 13, [3, 3, -1]) == ([4, -1, 7, 3], 13)
+    assert grown("b.12", 12, [9, 7, 3]) is None  # an event came in before others, or the user was forgotten
+    assert grown("a.9", 9, [9]) is None  # read before the others
+    assert grown("a.12", 11, [9, 7, 3]) is None  # the oldest were dropped
+    assert grown("a.14", 14, [9, 7, 3]) is None  # more than were read
+    assert grown("a.12", 12, [9, 7, 3], Named()) is None  # rows of another model, or with other new items
+
+
+def test_the_store_is_asked_once_what_a_user_of_a_long_history_has_seen(tmp_path, monkeypatch):
+    keys = [f"item-{number}" for number in range(40)]
+    recommender = Recommender.load(write_checkpoint(tmp_path / "checkpoint", keys))
+    with closing(Engine(recommender, store_url=f"sqlite:///{tmp_path / 'h.db'}")) as engine:
+        asked, seen = [], engine.store.seen
+        monkeypatch.setattr(engine.store, "seen", lambda user_id: asked.append(user_id) or seen(user_id))
+        for number in range(20):
+            engine.append("ann", [StoredEvent(str(number), keys[number], number)])
+            glance = engine.look(user_id="ann", request_time=100)
+            assert sorted(glance.seen_rows) == list(range(number + 1))
+        assert asked == ["ann"]
+        engine.append("ann", [StoredEvent("late", keys[30], 3)])
+        assert sorted(engine.look(user_id="ann", request_time=100).seen_rows) == [*range(20), 30]
+        assert asked == ["ann"] * 2
+        engine.forget("ann")
+        assert engine.states.seen("ann") is None
+        assert engine.states.num_bytes == 0

@@ -25,11 +25,11 @@ from torch import Tensor
 from components.catalogue import ItemId
 from components.model.hstu import HSTU
 from components.recommender import Event, Recommender, resolve_request_time
-from components.serving.history_store import Appended, HistoryStore, StoredEvent, StoreError
+from components.serving.history_store import Appended, History, HistoryStore, StoredEvent, StoreError
 from components.serving.item_map import ItemMap
 from components.serving.lazy_store import LazyStore
 from components.serving.new_items import NewItems
-from components.serving.user_states import UserStates, window_start
+from components.serving.user_states import Seen, UserStates, window_start
 
 HistoryFrom = Literal["request", "store", "request, store unreachable", "nowhere, store unreachable"]
 
@@ -57,6 +57,7 @@ class Reading:
     history_from: HistoryFrom
     recommender: Recommender  # whose rows these are: items may be inserted meanwhile
     extent: Extent
+    seen: Seen | None = None  # where `seen_rows` are more than what was read of a stored history
 
     @property
     def is_known(self) -> bool:
@@ -202,6 +203,7 @@ class Engine:
             generation=generation,
             model=model if isinstance(model, HSTU) else None,
             contents_n=found.recommender.catalogue.contents(found.rows),
+            seen=found.seen,
         )
 
     def _read_request(self, history: Sequence[Event], request_time: int | None, where: HistoryFrom) -> Reading:
@@ -215,15 +217,24 @@ class Engine:
         stored = self.store.read(user_id, limit=recommender.max_len)
         rows, times = recommender.read([(event.item_id, event.timestamp) for event in stored.events])
         # What fits into one read is all there is: the second question is for long histories only.
-        is_whole = stored.total == len(stored.events)
-        seen_rows = rows if is_whole else [recommender.catalogue.find(item) for item in self.store.seen(user_id)]
+        seen = None if stored.total == len(stored.events) else self._see(user_id, stored, rows, recommender)
+        seen_rows = rows if seen is None else seen.rows_S
         start = len(rows) - (stored.arrived - window_start(stored.arrived, recommender.max_len))
         rows, times = rows[max(start, 0) :], times[max(start, 0) :]
         is_known = rows >= 0
         # An event of the store may be later than the client knows: then the request comes right after it.
         when = _when(times, None if request_time is None else max([request_time, *times[-1:].tolist()]))
         extent = _extent(stored.total, rows)
-        return Reading(rows[is_known], times[is_known], when, seen_rows, (), "store", recommender, extent)
+        return Reading(rows[is_known], times[is_known], when, seen_rows, (), "store", recommender, extent, seen)
+
+    def _see(self, user_id: str, stored: History, rows: np.ndarray, recommender: Recommender) -> Seen:
+        """Return what a user ever had: what is kept of it and the new events, else the store's answer."""
+        known = self.states.seen(user_id) if self.states is not None else None
+        grown = known.grown(stored, rows, recommender) if known else None
+        if grown is not None:
+            return grown
+        rows_S = np.array([recommender.catalogue.find(item) for item in self.store.seen(user_id)], dtype=np.int64)
+        return Seen(rows_S, stored.lineage, stored.arrived, weakref.ref(recommender))
 
 
 def _extent(num_events: int, rows: np.ndarray) -> Extent:

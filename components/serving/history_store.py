@@ -64,6 +64,11 @@ class History:
     version: str
 
     @property
+    def lineage(self) -> str:
+        """What stays the same as long as events are added at the end only; empty for an empty history."""
+        return self.version.partition(".")[0]
+
+    @property
     def arrived(self) -> int:
         """How many events came in so far, those that were dropped since included."""
         return int(self.version.partition(".")[2] or 0)

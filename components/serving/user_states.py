@@ -16,8 +16,10 @@ Shapes: n events of a window, N max_len, D width.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +27,10 @@ from torch import Tensor
 
 from components.model.hstu import HSTU
 from components.model.incremental import Past, extend
+
+if TYPE_CHECKING:
+    from components.recommender import Recommender
+    from components.serving.history_store import History
 
 _BYTES_A_USER, _BYTES_A_TENSOR = 600, 800
 
@@ -39,12 +45,40 @@ def window_start(total: int, max_len: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
+class Seen:
+    """All that a user with more events than a window ever had.
+
+    Asking the store and finding the rows takes .5 ms for 600 events and 13 for 9,000, of a request's 2 and 22 ms.
+    """
+
+    rows_S: np.ndarray  # int64 catalogue rows, -1 for unknown items
+    lineage: str  # of the history that this was read from
+    arrived: int
+    recommender: weakref.ref[Recommender]  # whose rows these are; to a replaced model this is the last reference
+
+    def grown(self, stored: History, rows_n: np.ndarray, recommender: Recommender) -> Seen | None:
+        """Return the same after the latest events of `stored`, of which `rows_n` are the rows.
+
+        None where that cannot be told: events came in before others, were dropped, or are more than these; or rows
+        mean other items.
+        """
+        new = stored.arrived - self.arrived
+        is_same = self.lineage == stored.lineage and self.recommender() is recommender
+        if not is_same or not 0 <= new <= len(rows_n) or stored.total < stored.arrived:
+            return None
+        latest = np.unique(rows_n[len(rows_n) - new :])
+        added = latest[~np.isin(latest, self.rows_S)]
+        return Seen(np.concatenate([self.rows_S, added]), stored.lineage, stored.arrived, self.recommender)
+
+
+@dataclass(frozen=True, eq=False)
 class EncodedWindow:
     """A window's events, of known items only, and all of its rows that are final: every one but the last."""
 
     contents_n: np.ndarray  # int64: catalogue rows of trained items, what stands for others
     timestamps_n: np.ndarray  # int64 seconds
     past: Past | None  # None for a single event
+    seen: Seen | None = None  # None where the window, or a read, holds all events
 
     @property
     def num_bytes(self) -> int:
@@ -53,6 +87,7 @@ class EncodedWindow:
         A user of two events takes 4.3 kB in all, of which the numbers are 0.2.
         """
         payload = self.contents_n.nbytes + self.timestamps_n.nbytes + _BYTES_A_USER
+        payload += self.seen.rows_S.nbytes + _BYTES_A_TENSOR if self.seen else 0
         if self.past is None:
             return payload
         return payload + self.past.num_bytes + _BYTES_A_TENSOR * (1 + 2 * len(self.past.keys))
@@ -98,11 +133,13 @@ class UserStates:
         generation: int,
         model: HSTU | None = None,
         contents_n: np.ndarray | None = None,
+        seen: Seen | None = None,
     ) -> Tensor:
         """Return (1, D): a window of known items, 1 to N in time order, as its user is seen at `request_time`.
 
         `generation` is that from before the window was read: what was read before a user was forgotten is not kept.
         `model` is ours with more items, `contents_n` what stands for the rows; without more items neither is needed.
+        `seen` is kept beside the window.
         """
         model, contents_n = model or self._model, rows_n if contents_n is None else contents_n
         with self._lock:
@@ -115,8 +152,14 @@ class UserStates:
         with torch.inference_mode():
             y_MD, past = extend(model, known.past if known else None, *map(_to_long, new))
         final = past.without_last() if len(past) > 1 else None  # the last row waits for its next event
-        self._keep(user_id, EncodedWindow(contents_n, timestamps_n, final), generation)
+        self._keep(user_id, EncodedWindow(contents_n, timestamps_n, final, seen), generation)
         return y_MD[-1:]
+
+    def seen(self, user_id: str) -> Seen | None:
+        """Return what was kept of a user's seen items."""
+        with self._lock:
+            window = self._windows.get(user_id)
+        return window.seen if window else None
 
     def forget(self, user_id: str) -> bool:
         """Drop what is kept of a user, and what requests in flight are about to keep; whether there was anything."""

@@ -31,6 +31,7 @@ from contextvars import ContextVar
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from starlette.datastructures import Headers, MutableHeaders
 
@@ -111,7 +112,7 @@ class Watch:
 
     def looked(self, glance: Glance) -> None:
         """Count the known and unknown items of a history."""
-        known = sum(row >= 0 for row in glance.seen_rows)
+        known = int(np.count_nonzero(np.asarray(glance.seen_rows) >= 0))
         HISTORY_ITEMS.labels("yes").inc(known)
         HISTORY_ITEMS.labels("no").inc(len(glance.seen_rows) - known)
 
