@@ -161,9 +161,9 @@ def _fit_item_map(checkpoint: Path) -> ItemMap | None:
     from components.recommender import Recommender  # torch takes seconds
     from components.serving.item_map import fit_item_map
 
-    recommender = Recommender.load(checkpoint, exact_up_to=sys.maxsize)  # nothing is asked, so no index is built
+    recommender = Recommender.load(checkpoint, exact_up_to=sys.maxsize)  # few are asked, so no index is built
     rows_XD = recommender.model.embedding.item.weight.detach().numpy()
-    item_map = fit_item_map(recommender.catalogue, rows_XD)
+    item_map = fit_item_map(recommender.catalogue, rows_XD, recommender.ask_made())
     if item_map is None:
         log.warning("titles and attributes say nothing about the items' vectors: the service will take no new items")
     return item_map

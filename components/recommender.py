@@ -28,6 +28,7 @@ from components.errors import InputError, StateError
 from components.model import SequenceModel
 from components.model.embedding import l2_normalize
 from components.model.heads import DotHead
+from components.serving.exposure import NUM_HISTORIES, Asked
 from components.serving.rules import (
     Eligible,
     Rules,
@@ -69,7 +70,8 @@ class Wishes(TypedDict, total=False):
 class Recommendation:
     """One recommended item; a popular one has no score.
 
-    `score` lies in [-1, 1]: the cosine of history and item, or with head mixture a weighted mean of several.
+    `score` lies in [-1, 1]: the cosine of history and item, or with head mixture a weighted mean of several; of an
+    inserted item times the `length` of its map (components/serving/item_map.py).
     """
 
     item_id: ItemId
@@ -123,12 +125,13 @@ class Recommender:
             )
         return cls(model, facts, catalogue, _open_search(model, facts, catalogue, exact_up_to))
 
-    def with_items(self, items: Sequence[NewItem], rows_MD: Tensor) -> Recommender:
+    def with_items(self, items: Sequence[NewItem], rows_MD: Tensor, length: float = 1.0) -> Recommender:
         """Return a recommender that knows M more items, after its own; all trained weights are shared.
 
         Args:
             items: of ids that the catalogue lacks.
             rows_MD: their rows of the embedding table.
+            length: factor of their scores, where the head is `dot`.
 
         Raises:
             InputError: an item has an attribute, or a value of one, that no item of ours has.
@@ -137,7 +140,7 @@ class Recommender:
         longer.catalogue = self.catalogue.with_items(items)
         longer.model = _with_rows(self.model, rows_MD)
         with torch.inference_mode():
-            vectors_MD = l2_normalize(rows_MD)
+            vectors_MD = length * l2_normalize(rows_MD)
             longer.vectors_XD = torch.cat([self.vectors_XD, vectors_MD])
             side = zip(self._items, self.model.head.split_items(vectors_MD), strict=True)
             longer._items = tuple(
@@ -245,6 +248,20 @@ class Recommender:
         choose = partial(self._choose, self.vectors_XD[row : row + 1], self._all_cosines)
         left_out: Wishes = {"exclude_seen": False, "exclude": [item, *wishes.pop("exclude", ())]}
         return self._answer(choose, [], k, [], wishes | left_out, source="model")
+
+    def ask_made(self, rows_N: np.ndarray | None = None) -> Asked | None:
+        """Return made histories of these rows of the catalogue (None: all), whose numbers are then places in `rows_N`.
+
+        None where the model's scores are no inner products of what is encoded and an item's vector.
+        """
+        if not isinstance(self.model.head, DotHead):
+            return None
+        rows_N = np.arange(len(self.vectors_XD)) if rows_N is None else rows_N
+        made = make_histories(
+            self.vectors_XD.numpy()[rows_N], self.catalogue.counts[rows_N], self.max_len, number=NUM_HISTORIES
+        )
+        y_QD = _encode_made(self.model, [(rows_N[places], times) for places, times in made], self.max_len)
+        return Asked([places for places, _ in made], y_QD)
 
     def unknown(self, named: Iterable[ItemId]) -> tuple[ItemId, ...]:
         """Return those of `named` that the catalogue lacks, once each, in order of appearance."""
@@ -365,9 +382,16 @@ def _open_search(model: SequenceModel, facts: dict[str, Any], catalogue: Catalog
         return None
     with torch.inference_mode():
         vectors_XD = model.item_vectors().numpy()
-        histories = make_histories(vectors_XD, catalogue.counts, max_len)
-        batch = make_batch(histories, [3_600 * len(rows) for rows, _ in histories], max_len=max_len)
-        return build(vectors_XD, model(batch)[batch.offsets[1:] - 1].numpy())
+    histories = make_histories(vectors_XD, catalogue.counts, max_len)
+    return build(vectors_XD, _encode_made(model, histories, max_len))
+
+
+def _encode_made(model: SequenceModel, histories: Sequence[tuple[np.ndarray, np.ndarray]], max_len: int) -> np.ndarray:
+    """Return (Q, D): made histories, asked for at their last event's next hour."""
+    batch = make_batch(histories, [3_600 * len(rows) for rows, _ in histories], max_len=max_len)
+    with torch.inference_mode():
+        y_QD: np.ndarray = model(batch)[batch.offsets[1:] - 1].numpy()
+    return y_QD
 
 
 def _popularity_order(recent: Sequence[int], counts: np.ndarray) -> list[int]:

@@ -32,7 +32,8 @@ def structure(checkpoint, num_items):
 
 
 def fit(recommender):
-    return fit_item_map(recommender.catalogue, recommender.model.embedding.item.weight.detach().numpy())
+    rows = recommender.model.embedding.item.weight.detach().numpy()
+    return fit_item_map(recommender.catalogue, rows, recommender.ask_made())
 
 
 def load_with_map(folder, **options):

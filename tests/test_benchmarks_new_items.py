@@ -17,9 +17,12 @@ def made_sequences(users, length=6):
 def test_every_kind_of_vector_is_judged_on_the_same_targets(tmp_path):
     recommender, _ = load_with_map(tmp_path / "checkpoint")
     found = list(bench_new_items.judge(recommender, made_sequences(users=40), 30))
-    assert [row["case"] for row in found] == ["true", "mapped", "mapped, spread 1", "mean", "random"]
+    assert [row["case"] for row in found] == [
+        *("true", "mapped", "mapped, length 1", "mapped, spread 1", "mean", "random")
+    ]
     assert {row["targets"] for row in found} == {30}  # each of the 30 targets is held out once
     assert all(0 <= row["ndcg@10"] <= row["hr@10"] <= 1 for row in found)
+    assert found[0]["hr@10_all"] == found[0]["hr@10"]  # as they are, every target is ranked the same in every fold
     assert abs(found[0]["exposure"] - 1 / bench_new_items.FOLDS) < 1e-9  # as they are, all places are shown once
 
 

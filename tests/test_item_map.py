@@ -46,7 +46,7 @@ def test_the_weights_are_those_of_a_dense_ridge_on_directions(loaded):
 def test_blocks_of_items_change_nothing(loaded, monkeypatch):
     recommender, item_map = loaded
     monkeypatch.setattr(module, "_BLOCK", 7)
-    again = fit_item_map(recommender.catalogue, rows_of(recommender))
+    again = fit_item_map(recommender.catalogue, rows_of(recommender), None)
     np.testing.assert_allclose(again.weights_FD, item_map.weights_FD, atol=1e-9)
 
 
@@ -76,10 +76,10 @@ def test_the_spread_gives_held_out_vectors_the_trained_ones_distance_to_the_mean
 def test_there_is_no_map_where_metadata_tells_nothing(tmp_path):
     keys = [f"{number}" for number in range(60)]
     silent = Recommender.load(write_checkpoint(tmp_path / "silent", keys, titles=keys))
-    assert fit_item_map(silent.catalogue, rows_of(silent)) is None
+    assert fit_item_map(silent.catalogue, rows_of(silent), None) is None
     random = Recommender.load(write_checkpoint(tmp_path / "random", keys, titles=TITLES, genres=GENRES, seed=5))
     rows = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32) * 0.01 + 1.0
-    assert fit_item_map(random.catalogue, rows) is None
+    assert fit_item_map(random.catalogue, rows, None) is None
 
 
 def test_a_saved_map_makes_the_same_vectors(loaded, tmp_path):

@@ -144,6 +144,7 @@ class ItemMapFacts(Answered):
     spread: float = Field(description="factor away from the mean, so that new items are not shown too often")
     cosine: float = Field(description="of mapped and true vectors of held-out items, mean")
     cosine_of_mean: float = Field(description="the same of the mean vector: what knowing nothing gives")
+    length: float = Field(description="factor of their scores, below 1 where they would be shown too often")
 
 
 class Followed(Answered):

@@ -1,6 +1,6 @@
 """From what an item's metadata says to its row of the embedding table: a ridge regression over the trained items.
 
-    item_map = fit_item_map(catalogue, rows_XD)            # packaging; None where metadata tells nothing
+    item_map = fit_item_map(catalogue, rows_XD, asked)     # packaging; None where metadata tells nothing
     item_map.save(folder); load_item_map(folder, dim=50)
     item_map.vectors([Metadata("Toy Story 3 (2010)", {"genres": ("Comedy",)})])   # (1, D)
 
@@ -9,7 +9,9 @@ Feature 0 is the intercept, not penalised. The strength of the penalty is chosen
 also says what the map is worth: where it comes no nearer to held-out items than the mean does, by three standard errors
 over items, there is no map.
 A ridge pulls towards the mean, and what lies there is recommended to everybody (docs/decisions/0017-new-items.md), so
-mapped vectors are moved away from the mean by `spread`, until they lie as far from it as trained ones.
+mapped vectors are moved away from the mean by `spread`, until they lie as far from it as trained ones. Where held-out
+items then still take more than their share of the places of made histories, scores are to be multiplied by `length`
+(components/serving/exposure.py).
 Normal equations only: a million items of 8 features take F x F numbers and a block of items, never X x F.
 Shapes: X trained items, F features, D width, N items of a call, P pairs (item, feature), Q pairs of these of one item.
 """
@@ -29,6 +31,7 @@ import torch
 from components.dataset import iterate_in_blocks, rows_of_ranges
 from components.errors import StateError
 from components.files import read_json, reading, write_json
+from components.serving.exposure import Asked, find_length
 
 if TYPE_CHECKING:
     from components.catalogue import Catalogue
@@ -60,6 +63,7 @@ class Worth:
     spread: float
     cosine: float  # of the mapped and the true vector, mean of held-out items
     cosine_of_mean: float  # of the mean vector and the true one
+    length: float = 1.0  # factor of the scores of mapped items; earlier packages had none
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +114,11 @@ def describe_items(catalogue: Catalogue) -> Iterator[Metadata]:
         yield Metadata("" if title == str(item_id) else title, values)
 
 
-def fit_item_map(catalogue: Catalogue, rows_XD: np.ndarray) -> ItemMap | None:
-    """Fit the map to trained items and their rows of the table; None where the mean vector does as well."""
+def fit_item_map(catalogue: Catalogue, rows_XD: np.ndarray, asked: Asked | None) -> ItemMap | None:
+    """Fit the map to trained items and their rows of the table; None where the mean vector does as well.
+
+    `asked` are histories to see with how often mapped items are shown; without them `length` is 1.
+    """
     features, pairs = _collect(catalogue)
     if len(features) == 0 or len(rows_XD) < 2 * FOLDS:
         return None
@@ -124,9 +131,12 @@ def fit_item_map(catalogue: Catalogue, rows_XD: np.ndarray) -> ItemMap | None:
     spread = _find_spread(judged.mapped_ND, judged.true_ND, mean_D)
     if not _is_sure(judged.cosines_N - judged.cosines_of_mean_N):
         return None
-    cosine = _cosine(_spread(judged.mapped_ND, mean_D, spread), judged.true_ND)
-    cosine_of_mean = float(judged.cosines_of_mean_N.mean())
-    worth = Worth(len(features), strength, round(spread, 4), round(cosine, 4), round(cosine_of_mean, 4))
+    spread_ND = _spread(judged.mapped_ND, mean_D, spread)
+    cosine, cosine_of_mean = _cosine(spread_ND, judged.true_ND), float(judged.cosines_of_mean_N.mean())
+    length = 1.0
+    if asked is not None:
+        length = find_length(_directions(spread_ND), [fold[:_JUDGED] for fold in folds], targets_XD, asked)
+    worth = Worth(len(features), strength, *(round(one, 4) for one in (spread, cosine, cosine_of_mean, length)))
     weights_FD = _solve(_Sums.add(sums), strength).astype(np.float32)
     norm = float(np.median(np.linalg.norm(rows_XD, axis=1)))
     return ItemMap(features, weights_FD, mean_D.astype(np.float32), norm, worth)

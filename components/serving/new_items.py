@@ -137,7 +137,7 @@ class NewItems:
         if not items:
             return self.trained
         rows_MD = item_map.vectors(Metadata(item.title, item.attributes) for item in items)
-        return self.trained.with_items(items, rows_MD)
+        return self.trained.with_items(items, rows_MD, item_map.worth.length)
 
     def _usable(self, stored: Sequence[StoredItem]) -> list[NewItem]:
         """Return the stored items that fit this model: another one's training may know an item, or lack a value."""

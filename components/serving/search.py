@@ -104,7 +104,9 @@ def build(vectors_ND: np.ndarray, queries_QD: np.ndarray) -> Search | None:
     return search
 
 
-def make_histories(vectors_XD: np.ndarray, counts_X: np.ndarray, max_len: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def make_histories(
+    vectors_XD: np.ndarray, counts_X: np.ndarray, max_len: int, number: int = _QUERIES
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return histories of rows and hourly timestamps as users might have them, to measure with.
 
     Each has 1 to `max_len` items that are alike, drawn from the items nearest to one in a pool of popular ones. For a
@@ -115,7 +117,7 @@ def make_histories(vectors_XD: np.ndarray, counts_X: np.ndarray, max_len: int) -
     share_X = np.cumsum(counts_X + 1.0)
     pool_P = np.unique(np.searchsorted(share_X, random.random(_POOL) * share_X[-1], side="right"))
     histories = []
-    for length in random.integers(1, max_len + 1, size=_QUERIES):
+    for length in random.integers(1, max_len + 1, size=number):
         likeness_P = vectors_XD[pool_P] @ vectors_XD[random.choice(pool_P)]
         alike = pool_P[best_rows(likeness_P, None, max(1, int(_ALIKE * len(pool_P))))]
         histories.append((random.choice(alike, size=length), np.arange(length) * 3_600))
