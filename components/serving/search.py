@@ -33,9 +33,7 @@ _QUERIES = 64
 _BEST = 10
 _DEPTHS = (100, 200, 400, 800, 1_600, 3_200)
 _MOST = 6_400  # candidates of one request: faiss' own bookkeeping then costs as much as its scan
-# Of the candidates that pass by chance, so many at least: three standard deviations less at a depth of 100. With k as
-# the only demand, of the ten best behind 100 excluded ones .35 were found (a million random items).
-_PASSING = 0.7
+_SLACK = 2  # times as many candidates as were looked at may be called for: by chance filters vary that much
 _GROWTH = 4  # times as many candidates where too few passed the filters
 _GATHERED = 8  # reading one row in so many here and there takes as long as all of them in one go
 _POOL, _ALIKE = 4_000, 0.1  # draws of items by popularity; a made history is drawn from such a share that is alike
@@ -57,30 +55,39 @@ class Search:
 
     def find(self, query_D: np.ndarray, count: int) -> np.ndarray:
         """Return the `count` indexed rows that seem best, (C,) int64 ascending; all where there are fewer."""
-        found_C: np.ndarray = self._index.search(query_D[None], min(count, self.num_rows))[1][0]
-        return np.sort(found_C[found_C >= 0])
+        return np.sort(self._rank(query_D, count))
 
     def nominate(self, query_D: np.ndarray, eligible: Eligible, k: int) -> np.ndarray | None:
         """Return eligible rows (C,), ascending, to choose the `k` best from; None where all have to be scored.
 
-        The depth was measured for ten items of the whole catalogue: for more, or where filters leave a part of it, the
-        candidates are proportionally more. They are more again where too few of them pass, as filters often keep out
-        what is nearest: a user has seen it. Where that would be too many and filters leave few items, these are the
-        candidates. They are never fewer than `k`, unless the filters leave fewer.
+        The depth was measured for the first ten of the whole catalogue, so the first n take n / 10 of it: for more
+        items, or where filters leave a part of the catalogue, candidates are proportionally more. Filters often keep
+        out what is nearest, as a user has seen it: where the k-th item that passes seems to come much later than its
+        share, there are more again, by its rank. Where that would be too many and filters leave few items, these are
+        the candidates. They are never fewer than `k`, unless the filters leave fewer.
         """
-        num_items = eligible.items.num_items
-        depth = self.depth * max(k / _BEST, 1.0)
-        wanted = int(depth * num_items / max(eligible.count, 1))
+        num_items, sought = eligible.items.num_items, max(k, _BEST)
+        wanted = int(self.depth * sought / _BEST * num_items / max(eligible.count, 1))
         while wanted <= self.most:
-            found_C = np.concatenate([self.find(query_D, wanted), np.arange(self.num_rows, num_items)])
+            ranked_C = np.concatenate([self._rank(query_D, wanted), np.arange(self.num_rows, num_items)])
+            passing = np.arange(len(ranked_C))
             if eligible.mask_X is not None:
-                found_C = found_C[eligible.mask_X[found_C]]
-            if len(found_C) >= min(max(k, _PASSING * depth), eligible.count):
-                return found_C
-            wanted *= _GROWTH
+                passing = np.flatnonzero(eligible.mask_X[ranked_C])
+            needed = wanted * _GROWTH
+            if len(passing) >= min(sought, eligible.count):
+                last = passing[min(sought, len(passing)) - 1] if len(passing) else 0
+                needed = int(self.depth * (last + 1) / _BEST)
+                if needed <= _SLACK * wanted or wanted >= self.num_rows:
+                    return np.sort(ranked_C[passing])
+            wanted = needed
         if eligible.mask_X is not None and eligible.count * _GATHERED <= num_items:
             return np.flatnonzero(eligible.mask_X)
         return None
+
+    def _rank(self, query_D: np.ndarray, count: int) -> np.ndarray:
+        """Return the rows of `find`, that which seems best first."""
+        found_C: np.ndarray = self._index.search(query_D[None], min(count, self.num_rows))[1][0]
+        return found_C[found_C >= 0]
 
 
 def build(vectors_ND: np.ndarray, queries_QD: np.ndarray) -> Search | None:
