@@ -42,7 +42,7 @@ def conclude(story: Story) -> list[str]:
     """Say in sentences what the nights were worth."""
     means, metric, total = story["means"], story["metric"], len(story["nights"])
     kept_out = f"{len(story['refused'])} kept out" if story["refused"] else "none kept out"
-    sentences = [f"{len(story['champions'])} of {total} challengers were promoted, {kept_out}."]
+    sentences = [f"{len(story['champions'])} of {total} challengers promoted, {kept_out}."]
     if means:
         gain = means["deployed"] - means["frozen"]
         share = gain / means["deployed"] if means["deployed"] else 0.0
