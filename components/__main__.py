@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -101,14 +102,15 @@ def train(model: Model = "hstu", protocol: Split = "time_split") -> None:
     from components import training, warm_start
 
     settings = load_settings().train[model]
+    start = warm_start.find_start(settings.warm_start, protocol)
     training.train(
-        settings,
+        settings if start else settings.model_copy(update={"warm_start": None}),
         model,
         protocol,
         sequences=ARTIFACTS / "sequences" / protocol,
         checkpoint=ARTIFACTS / "checkpoints" / protocol / model,
         runs=ARTIFACTS / "runs",
-        start=warm_start.find_start(settings.warm_start, protocol),
+        start=start,
     )
 
 
@@ -171,7 +173,8 @@ def warm_start() -> None:
     """Let the next training start from the champion, where it can: sets warm_start in params.yaml."""
     from components import warm_start as step
 
-    step.choose_start(load_settings(), data=DATA, artifacts=ARTIFACTS, registry=REGISTRY)
+    with alone(ARTIFACTS, "warm-start"):
+        step.choose_start(load_settings(), artifacts=ARTIFACTS, registry=REGISTRY)
 
 
 @app.command()
@@ -311,7 +314,7 @@ def forget_user(
     """Remove a person from the log, what is made of it and DVC's old versions; say which models saw the person."""
     from components import forgetting
 
-    with alone(ARTIFACTS, "forget-user"):
+    with nullcontext() if dry_run else alone(ARTIFACTS, "forget-user"):
         forgetting.forget_user(user, root=Path(), registry=REGISTRY, store=store, requests=requests, dry_run=dry_run)
 
 

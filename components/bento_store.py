@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from components.errors import StateError
 from components.files import folder_beside, reading, replacing_file
+from components.locks import held
 
 
 def install(export: Path, packaged: dict[str, Any]) -> None:
@@ -31,7 +32,10 @@ def install(export: Path, packaged: dict[str, Any]) -> None:
     if is_stored(packaged):
         return
     _check_export(export, packaged)
-    with folder_beside(bentoml_store() / "tmp" / "hstuflow") as content, tarfile.open(export) as archive:
+    scratch = bentoml_store() / "tmp" / "hstuflow"
+    # Containers may share the store: whose process is alive cannot be told there, so one installs at a time.
+    installing = held(scratch.with_suffix(".lock"), lambda: f"another installation into {bentoml_store()}")
+    with installing, folder_beside(scratch) as content, tarfile.open(export) as archive:
         # Python before 3.11.4 has no filters; there the hash alone says that the archive is ours.
         archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
         archive.extractall(content)  # noqa: S202

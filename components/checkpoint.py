@@ -5,6 +5,7 @@ model, facts = load_model(Path("artifacts/checkpoints/time_split/hstu"))     # f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -64,10 +65,9 @@ def load_model(checkpoint: Path, *, selected: bool = False) -> tuple[SequenceMod
     from safetensors import SafetensorError  # not on the bare GPU machine
     from safetensors.torch import load_file
 
-    facts = _read_facts(checkpoint)
+    facts = read_facts(checkpoint)
     # The backend is a matter of this machine, not of the one that trained: a Triton checkpoint also serves on a CPU.
-    earlier = _SINCE_THEN | {"feed_forward": "gelu" if facts["model"] == "sasrec" else "none"}
-    settings = SimpleNamespace(**(earlier | facts["settings"] | {"backend": "auto"}))
+    settings = SimpleNamespace(**(settings_of(facts) | {"backend": "auto"}))
     model = build_model(facts["model"], cast("TrainSettings", settings), facts["num_items"])
     is_refit = bool(facts.get("refit_epochs"))
     weights = checkpoint / ("selected.safetensors" if selected and is_refit else "weights.safetensors")
@@ -85,7 +85,14 @@ def load_model(checkpoint: Path, *, selected: bool = False) -> tuple[SequenceMod
     return model.eval(), facts
 
 
-def _read_facts(checkpoint: Path) -> dict[str, Any]:
+def settings_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the train.<model> section of a checkpoint.json, completed where an earlier version had fewer keys."""
+    earlier = _SINCE_THEN | {"feed_forward": "gelu" if facts["model"] == "sasrec" else "none"}
+    return {**earlier, **facts["settings"]}
+
+
+def read_facts(checkpoint: Path) -> dict[str, Any]:
+    """Return checkpoint.json; raises StateError as `load_model` does, but for what is wrong with the weights."""
     file = checkpoint / "checkpoint.json"
     with reading(file, todo="Run `dvc repro`"):
         facts: dict[str, Any] = read_json(file)

@@ -55,7 +55,7 @@ def alone(artifacts: Path, who: str, say: Callable[[str], object] = log.info) ->
         try:
             yield
         finally:
-            note.unlink()
+            note.unlink(missing_ok=True)
 
 
 def _describe(note: dict[str, Any]) -> str:

@@ -238,6 +238,8 @@ class Recommender:
     def similar(self, item: ItemId, k: int, **wishes: Unpack[Wishes]) -> Answer:
         """Return the `k` items nearest to one by the cosine of their vectors, itself left out.
 
+        Scores of inserted items are shorter by their map's length, as everywhere.
+
         Raises:
             UnknownItemError: the catalogue lacks the item.
             InputError: k < 1, or a rule is wrong.
@@ -245,7 +247,7 @@ class Recommender:
         row = self.catalogue.find(item)
         if row < 0:
             raise UnknownItemError("the model does not know this item", where="item_id", observed=repr(item)[:80])
-        choose = partial(self._choose, self.vectors_XD[row : row + 1], self._all_cosines)
+        choose = partial(self._choose, l2_normalize(self.vectors_XD[row : row + 1]), self._all_cosines)
         left_out: Wishes = {"exclude_seen": False, "exclude": [item, *wishes.pop("exclude", ())]}
         return self._answer(choose, [], k, [], wishes | left_out, source="model")
 

@@ -15,9 +15,10 @@ from ruamel.yaml import YAML
 from components.errors import HstuflowError, StateError
 from flows.commands import run_command
 from flows.run_log import use_short_lines
-from flows.server import HOST, LOG, PREFECT, Server, running, running_server
+from flows.server import HOST, LOG, PREFECT, Server, answers, running, running_server
 
 POOL = "hstuflow"  # as in prefect.yaml
+MAX_RESTARTS = 5  # of the server, in a row: a minute, with pauses of 1, 2, 4, ... seconds
 
 
 def nightly(port: Annotated[int, typer.Option(help="where the server listens")] = 4200) -> None:
@@ -53,14 +54,20 @@ def list_deployments(pool: str) -> list[str]:
 
 
 def keep(server: Server, worker: subprocess.Popen[str]) -> None:
-    """Start the server again whenever it ends; wait until the worker ends by itself, and raise StateError for it.
+    """Start the server again where it ends, until the worker ends by itself; then, or in vain, raise StateError.
 
     The worker and a run in progress go on without a server, and find it again (docs/operations.md, "Faults").
     """
+    restarts = 0  # since it last answered
     while worker.poll() is None:
+        time.sleep(2**restarts)
         if server.restart_if_ended():
+            restarts += 1
             say(f"Prefect's server ended and is started again; see {LOG}")
-        time.sleep(1)
+        elif restarts and answers(server.api) is None:
+            restarts = 0
+        if restarts > MAX_RESTARTS:
+            raise StateError(f"Prefect's server ended {restarts} times in a row", todo=f"See {LOG}, then start again")
     raise StateError("the worker ended", observed=f"exit status {worker.returncode}", todo="Start it again")
 
 

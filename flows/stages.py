@@ -9,6 +9,7 @@ DVC decides what is stale, so there is one cache, and what the schedule ran is w
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
@@ -75,12 +76,14 @@ def run_stage(stage: str) -> str:
     return outcome
 
 
-def run_stages() -> dict[str, str]:
-    """Run all stages in order; return stage -> outcome. The first failure ends the run."""
+def run_stages(following: Mapping[str, Callable[[], object]]) -> dict[str, str]:
+    """Run all stages in order, and what follows some of them; return stage -> outcome. The first failure ends it."""
     outcomes = {}
     for stage in list_stages():
         timeout = TIMEOUT_SECONDS.get(stage.split("@")[0], HOUR)
         outcomes[stage] = run_stage.with_options(timeout_seconds=timeout)(stage)
+        if stage in following:
+            following[stage]()
     return outcomes
 
 

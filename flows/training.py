@@ -1,4 +1,4 @@
-"""The training flow: ingestion (-> warm start) -> the DVC stages -> challenge -> promotion (-> sharing).
+"""The training flow: ingestion -> the DVC stages -> challenge -> promotion (-> sharing).
 
     python -m flows                                       what `make run` does
     python -m prefect deployment run hstuflow/nightly     the same by the worker of `make nightly`
@@ -84,9 +84,7 @@ def training_flow(
     with alone(ARTIFACTS, f"the flow run {flow_run.name}", say=get_run_logger().info):
         ingest(ingest_options(given, replace=replace))
         version_data()
-        if warm_start:
-            choose_start()
-        outcomes = run_stages()
+        outcomes = run_stages({"sequences": choose_start} if warm_start else {})
         challenge()
         promote()
         if share:

@@ -1,7 +1,6 @@
 """A warm start: the champion's weights where both know the item, no event seen twice, nobody's who was forgotten."""
 
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,12 +16,13 @@ from components.fitting.start import ITEM_TABLE, read_keys
 from components.interactions import hash_log
 from components.lineage import find_models
 from components.person import Person
-from components.settings import PARAMS, TrainSettings, load_settings
+from components.settings import PARAMS, TrainSettings, change_settings, load_settings
 from components.warm_start import choose_start, find_start
 
 TAG = "hstuflow:8d9ebf9213d6d8eb"
 FIRST_NIGHT = 32 * 86_400  # seconds: when the earlier model's log ends
 EVENTS = walking_log()
+SPLIT = "artifacts/sequences/time_split/split.json"
 LATE_ITEM = 99  # no event of it before FIRST_NIGHT
 
 
@@ -131,71 +131,97 @@ def test_the_settings_say_that_a_refitted_model_could_be_no_start_and_that_lates
 
 
 class Night:
-    """A workspace with a log, a champion in a store of its own, and params.yaml."""
+    """A workspace with today's sequences, a champion in a store of its own, and params.yaml."""
 
-    def __init__(self, root, earlier, monkeypatch):
+    def __init__(self, root, earlier, today, monkeypatch):
         self.root, self.params = root, root / "params.yaml"
-        self.model = root / "bentoml" / "models" / "hstuflow" / "m1"
+        self.model, self.split = root / "bentoml" / "models" / "hstuflow" / "m1", root / SPLIT
         monkeypatch.setenv("BENTOML_HOME", str(root / "bentoml"))
         shutil.copytree(earlier, self.model)
+        shutil.copytree(today, self.split.parent)
         bento = root / "bentoml" / "bentos" / "hstuflow" / "8d9ebf9213d6d8eb" / "bento.yaml"
         bento.parent.mkdir(parents=True)
         bento.write_text("models: [{tag: 'hstuflow:m1', alias: checkpoint}]\n")
-        write_log(root, EVENTS)
-        self.params.write_text(PARAMS.read_text())
+        self.params.write_text(PARAMS.read_text().replace("refit: true", "refit: false"))
 
-    def promote(self, data_hash):
+    def promote(self, data_hash="that of an earlier log"):
         champion = {"tag": TAG, "model_tag": "hstuflow:m1", "verdict": "accepted", "data_hash": data_hash}
         write_json(self.root / "registry" / "champion.json", champion | {"previous": None})
 
     def choose(self, **changes):
         """Return warm_start as params.yaml has it afterwards."""
-        shape = vars(train_settings(refit=False)) | changes
-        settings = SimpleNamespace(package=SimpleNamespace(model="hstu"), train={"hstu": SimpleNamespace(**shape)})
-        folders = {name: self.root / name for name in ("data", "artifacts", "registry")}
-        choose_start(settings, **folders, params=self.params)
-        return load_settings(self.params).train["hstu"].warm_start
+        settings = load_settings(self.params)
+        shape = {name: value for name, value in vars(train_settings(**changes)).items() if name != "warm_start"}
+        settings.train["hstu"] = settings.train["hstu"].model_copy(update=shape)
+        choose_start(settings, artifacts=self.root / "artifacts", registry=self.root / "registry", params=self.params)
+        return self.read("hstu")
 
-    def hash_log(self):
-        return hash_log(self.root / "data", self.root / "artifacts" / "quarantine.parquet")
+    def read(self, model):
+        return load_settings(self.params).train[model].warm_start
 
 
 @pytest.fixture
-def night(tmp_path, earlier, monkeypatch):
-    night = Night(tmp_path, earlier, monkeypatch)
-    night.params.write_text(night.params.read_text().replace("refit: true", "refit: false"))
-    return night
+def night(nights, earlier, tmp_path, monkeypatch):
+    return Night(tmp_path, earlier, nights[1], monkeypatch)
 
 
 def test_the_next_training_starts_from_the_champion_once_the_log_has_moved_on(night):
     assert night.choose() is None  # there is no champion yet
-    night.promote(data_hash="that of an earlier log")
+    night.promote()
     comments = night.params.read_text().count("#")
     assert night.choose() == TAG
     assert find_start(TAG, "time_split") == night.model
     assert find_start(TAG, "leave_one_out") is None
     assert night.params.read_text().count("#") == comments
-    night.promote(data_hash=night.hash_log())
+    night.promote(read_json(night.split)["data_hash"])
     before = night.params.read_text()
     assert night.choose() == TAG  # trained on this very log: nothing moves, and nothing is trained again
     assert night.params.read_text() == before
 
 
-@pytest.mark.parametrize(("facts", "changes"), [({"refit_epochs": [{}]}, {}), ({}, {"dim": 16})])
-def test_the_next_training_starts_from_scratch_where_the_champion_can_be_no_start(night, facts, changes):
-    night.promote(data_hash="that of an earlier log")
+def test_a_model_without_a_champion_starts_from_nothing(night):
+    night.promote()
+    change_settings({"train": {"sasrec": {"warm_start": TAG}}}, night.params, where="made")
+    assert (night.choose(), night.read("sasrec")) == (TAG, None)
+
+
+@pytest.mark.parametrize(
+    ("facts", "changes", "split"),
+    [
+        ({"refit_epochs": [{}]}, {}, {}),
+        ({}, {"dim": 16}, {}),
+        ({}, {}, {"train_end": 0}),  # T1 has moved back: events came in late
+        ({}, {}, {"forgotten": 1}),
+    ],
+)
+def test_the_next_training_starts_from_scratch_where_the_champion_can_be_no_start(night, facts, changes, split):
+    night.promote()
     assert night.choose() == TAG
     checkpoint = night.model / "checkpoint.json"
     write_json(checkpoint, read_json(checkpoint) | facts)
+    write_json(night.split, read_json(night.split) | split)
     assert night.choose(**changes) is None
 
 
-def test_a_champion_cannot_be_chosen_where_the_new_model_would_be_refitted(night):
-    night.params.write_text(PARAMS.read_text())
-    night.promote(data_hash="that of an earlier log")
-    with pytest.raises(SettingsError, match="warm_start needs refit: false"):
-        night.choose()
-    assert night.params.read_text() == PARAMS.read_text()
+def test_a_champion_that_the_store_lost_is_no_start_and_no_error(night):
+    night.promote()
+    shutil.rmtree(night.model)
+    assert night.choose() is None
+
+
+def test_where_the_new_model_would_be_refitted_none_could_ever_start_from_it(night):
+    night.promote()
+    with pytest.raises(SettingsError, match=r"train\.hstu\.refit: a refitted model can be no start"):
+        night.choose(refit=True)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read_with_what_it_meant(night):
+    night.promote()
+    checkpoint = night.model / "checkpoint.json"
+    facts = read_json(checkpoint)
+    del facts["settings"]["gated_residual"], facts["settings"]["head"]
+    write_json(checkpoint, facts)
+    assert night.choose() == TAG
 
 
 def test_a_model_hands_on_whom_it_saw_to_those_that_start_from_it(tmp_path, monkeypatch):

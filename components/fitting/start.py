@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from components.checkpoint import SHAPE, load_model
+from components.checkpoint import SHAPE, load_model, settings_of
 from components.errors import StateError
 from components.files import reading
 from components.fitting.runs import Weights
@@ -72,29 +72,32 @@ def read_keys(folder: Path) -> list[str]:
     return keys
 
 
-def find_obstacle(facts: Mapping[str, Any], model: str, settings: TrainSettings, *, forgotten: int) -> str | None:
-    """Say why the model of this checkpoint.json can start no training of `model`, None where it can.
+def find_obstacle(
+    facts: Mapping[str, Any], model: str, settings: TrainSettings, split: Mapping[str, Any]
+) -> str | None:
+    """Say why training on the sequences of `split` must not begin at the model of this checkpoint.json; None: it may.
 
-    forgotten: how many people `forget-user` has taken out of today's log.
+    `split` is split.json of the time split. T1 may move back as well: late events and larger fractions do that.
     """
-    split, was = facts["split"], facts["settings"]
+    then, was = facts["split"], settings_of(facts)
     if facts["model"] != model:
         return f"it is a model {facts['model']}"
-    if split.get("protocol") != "time_split":
-        return f"it was trained on {split.get('protocol')}: no time says what it saw"
+    if then.get("protocol") != "time_split":
+        return f"it was trained on {then.get('protocol')}: no time says what it saw"
     if facts.get("refit_epochs"):
         return "it was refitted on its validation part, of which today's may have events"
-    if split.get("forgotten", 0) < forgotten:
-        return f"it was trained before {forgotten - split.get('forgotten', 0)} of the {forgotten} forgotten people were"
-    changed = [f"{key} {was.get(key)}" for key in SHAPE if was.get(key) != getattr(settings, key)]
+    if then["train_end"] > split["train_end"]:
+        return "it was trained on events of today's validation or test part"
+    forgotten = split.get("forgotten", 0)
+    if then.get("forgotten", 0) < forgotten:
+        return f"it was trained before {forgotten - then.get('forgotten', 0)} of the {forgotten} forgotten people were"
+    changed = [f"{key} {was[key]}" for key in SHAPE if was[key] != getattr(settings, key)]
     return f"it has {', '.join(changed)}" if changed else None
 
 
 def refuse(start: Start, model: str, settings: TrainSettings, split: Mapping[str, Any]) -> None:
-    """Raise StateError where training on the sequences of this split.json must not begin at `start`."""
-    why = find_obstacle(start.facts, model, settings, forgotten=split.get("forgotten", 0))
-    if why is None and start.facts["split"]["train_end"] > split["train_end"]:
-        why = "it was trained on events of today's validation or test part"
+    """Raise StateError where `find_obstacle` finds one."""
+    why = find_obstacle(start.facts, model, settings, split)
     if why is not None:
         raise StateError(
             f"training cannot start from {start.name}: {why}",
