@@ -1,7 +1,7 @@
 """Fourteen nights of a real log through the real pipeline, with what goes wrong in a year among them.
 
     python -m benchmarks.replay_nights --path ml-1m.zip --folder /tmp/nights        # about an hour on two cores
-    python -m benchmarks.replay_nights --path ml-1m.zip --folder /tmp/warm --nights 4 --warm-start
+    python -m benchmarks.replay_nights --path ml-1m.zip --folder /tmp/warm --nights 4 --warm-start --results warm.csv
 
 A clone of this repository gets the log up to the first night, then a file for each week after it (`mode: append`), and
 every night runs `python -m flows`, as the schedule does. Among them: a night whose file is 60% rubbish (it must stop,
