@@ -32,10 +32,10 @@ def install(export: Path, packaged: dict[str, Any]) -> None:
     if is_stored(packaged):
         return
     _check_export(export, packaged)
-    scratch = bentoml_store() / "tmp" / "hstuflow"
+    store = bentoml_store()
     # Containers may share the store: whose process is alive cannot be told there, so one installs at a time.
-    installing = held(scratch.with_suffix(".lock"), lambda: f"another installation into {bentoml_store()}")
-    with installing, folder_beside(scratch) as content, tarfile.open(export) as archive:
+    installing = held(store / ".hstuflow.lock", lambda: f"another installation into {store}")
+    with installing, folder_beside(store / "tmp" / "hstuflow") as content, tarfile.open(export) as archive:
         # Python before 3.11.4 has no filters; there the hash alone says that the archive is ours.
         archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
         archive.extractall(content)  # noqa: S202
