@@ -98,6 +98,7 @@ def train_settings(**changes: Any) -> Any:
         "cycles": 1,
         "windows": "last",
         "stochastic_length": None,
+        "warm_start": None,
         "epochs": 4,
         "patience": 4,
         "refit": False,
