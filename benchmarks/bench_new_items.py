@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import recording
-from benchmarks.bench_service import SHAPE
+from benchmarks.made_service import SHAPE
 from benchmarks.recording import Row
 from components.catalogue import Catalogue, NewItem
 from components.console import setup_logging

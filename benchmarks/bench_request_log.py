@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_request_log
 
-Two real services of the same model (benchmarks/bench_service.py), one with HSTUFLOW_REQUESTS, asked in turn with 8
+Two real services of the same model (benchmarks/made_service.py), one with HSTUFLOW_REQUESTS, asked in turn with 8
 connections; rows are added to benchmarks/results/request_log.csv.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks import recording
-from benchmarks.bench_service import K, make_bodies, run_load, serving, write_model
+from benchmarks.made_service import K, make_bodies, run_load, serving, write_model
 from benchmarks.recording import Row
 from components.console import log, setup_logging
 

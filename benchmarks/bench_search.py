@@ -31,7 +31,7 @@ import pyarrow as pa
 import torch
 
 from benchmarks import recording
-from benchmarks.bench_service import SHAPE
+from benchmarks.made_service import SHAPE
 from benchmarks.recording import Row
 from components.catalogue import read_catalogue
 from components.console import log, setup_logging

@@ -6,10 +6,9 @@
     python -m benchmarks.bench_service --items 1000000 --start-only     # start to ready and memory, no load
     python -m benchmarks.bench_service --rectools OTHER_VENV/bin/python # one user: RecTools beside ours, no load
 
-The model has random weights in the shape of recipes/ml-1m.yaml (2 blocks, D 50, N 200), which changes no time, and is
-packaged and served like any other. The load comes from a process of its own (benchmarks/load.py). The model's own share
-is measured in this process, one thread, without HTTP. Rows are added to benchmarks/results/service.csv; a row's
-`target` is what docs/serving.md promises on a quiet machine.
+The model has random weights (benchmarks/made_service.py), which changes no time. Its own share is measured in this
+process, one thread, without HTTP. Rows are added to benchmarks/results/service.csv; a row's `target` is what
+docs/serving.md promises on a quiet machine.
 """
 
 from __future__ import annotations
@@ -17,172 +16,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import httpx
 import numpy as np
-import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from benchmarks import recording
+from benchmarks.made_service import EVENTS, K, Server, make_bodies, run_load, serving, write_model
 from benchmarks.recording import Row
 from components.console import log, setup_logging
-from components.files import write_json
 from components.recommender import Recommender
 from components.serving.engine import Engine
 from components.serving.history_store import StoredEvent
 from components.serving.rules import Wanted
 
-SHAPE = {
-    "max_len": 200,
-    "dim": 50,
-    "num_blocks": 2,
-    "num_heads": 1,
-    "head_dim_qk": 50,
-    "head_dim_v": 50,
-    "dropout": 0.2,
-    "bias": "position+time",
-    "bias_per_head": False,
-    "attention": "pointwise",
-    "feed_forward": "none",
-    "gated_residual": False,
-    "head": "dot",
-    "mixture_query_vectors": 1,
-    "mixture_item_vectors": 1,
-    "request_time_dropout": 0.0,
-    "backend": "auto",
-}
 RECTOOLS_MODELS = ("hstu", "sasrec")
-EVENTS, CANDIDATES, K, BODIES = 200, 1_000, 10, 64
-MOST_SECONDS_TO_READY = 300
+CANDIDATES = 1_000
+CHECKPOINT = Path("artifacts", "checkpoints", "time_split", "hstu")
 COLUMNS = ("case", "items", "p50_ms", "p99_ms", "per_s", "facts", "target")
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running service."""
-
-    url: str
-    process: psutil.Process
-    seconds_to_ready: float
-
-    @property
-    def megabytes(self) -> float:
-        """Resident memory of all its processes."""
-        processes = [self.process, *self.process.children(recursive=True)]
-        return sum(process.memory_info().rss for process in processes) / 2**20
-
-
-def write_model(folder: Path, num_items: int) -> Path:
-    """Write a checkpoint of random weights and what packaging wants beside it; return the checkpoint."""
-    from safetensors.torch import save_file
-
-    from components.model import build_model
-
-    checkpoint = folder / "artifacts" / "checkpoints" / "time_split" / "hstu"
-    checkpoint.mkdir(parents=True)
-    torch.manual_seed(0)
-    model = build_model("hstu", cast("Any", SimpleNamespace(**SHAPE)), num_items)
-    save_file(model.state_dict(), checkpoint / "weights.safetensors")
-    numbers = np.arange(num_items)
-    genres = np.array(["Action|Comedy", "Comedy", "Drama|Thriller", "Drama"])[numbers % 4]
-    catalogue = {
-        "item_id": numbers,
-        "key": numbers.astype(str),
-        "title": [f"Item {number}" for number in numbers],
-        "genres": genres,
-        "count": numbers[::-1] + 1,
-        "first_seen": numbers,
-        "last_seen": numbers + 1,
-    }
-    pq.write_table(pa.table(catalogue), checkpoint / "catalogue.parquet")
-    split = {"key_type": "int", "valid_end": 1, "train_end": 0}
-    facts = {"model": "hstu", "protocol": "time_split", "settings": SHAPE, "num_items": num_items, "popular": [0]}
-    write_json(checkpoint / "checkpoint.json", facts | {"data_hash": "none", "split": split})
-    reports = folder / "reports"
-    write_json(reports / "gate.json", {"verdict": "accepted", "model": "hstu", "protocol": "time_split"})
-    ndcg = {"value": 0.0, "low": 0.0, "high": 0.0}
-    write_json(reports / "metrics.json", {"time_split": {"hstu": {"ndcg@10": ndcg}}})
-    return checkpoint
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[Server]:
-    """Package the model of `folder`, import the Bento into a store there, and serve it."""
-    from components import packaging
-    from components.settings import PackageSettings
-
-    environment = os.environ | {"BENTOML_HOME": str(folder / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
-    packaged = packaging.package(
-        PackageSettings(model="hstu", name="hstuflow"), artifacts=folder / "artifacts", reports=folder / "reports"
-    )
-    bentoml = [sys.executable, "-P", "-m", "bentoml"]
-    export = str(folder / "artifacts" / "hstuflow.bento")
-    subprocess.run([*bentoml, "import", export], env=environment, check=True, capture_output=True, cwd=folder)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [*bentoml, "serve", packaged["tag"], "--host", "127.0.0.1", "--port", str(port)]
-    started = time.monotonic()
-    with (folder / "server.log").open("w") as output:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(url, server, folder / "server.log")
-        yield Server(url, psutil.Process(server.pid), time.monotonic() - started)
-    finally:
-        workers = psutil.Process(server.pid).children(recursive=True)
-        server.terminate()
-        server.wait()
-        _, left = psutil.wait_procs(workers, timeout=10)
-        for worker in left:
-            worker.kill()
-
-
-def _wait_until_ready(url: str, server: subprocess.Popen[bytes], output: Path) -> None:
-    deadline = time.monotonic() + MOST_SECONDS_TO_READY
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{url}/readyz", timeout=5).is_success:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise RuntimeError(f"the service did not start:\n{output.read_text()}")
-
-
-def make_bodies(num_items: int, **more: object) -> list[dict[str, Any]]:
-    """Return requests of EVENTS events each."""
-    random = np.random.default_rng(0)
-    bodies = []
-    for _ in range(BODIES):
-        items, times = random.integers(num_items, size=EVENTS).tolist(), random.integers(10**9, size=EVENTS).tolist()
-        history = [{"item_id": item, "timestamp": when} for item, when in zip(items, sorted(times), strict=True)]
-        bodies.append({"history": history, "request_time": 10**9, **more})
-    return bodies
-
-
-def run_load(server: Server, route: str, bodies: Sequence[dict[str, Any]], folder: Path, **options: float) -> Row:
-    """Run benchmarks/load.py against a route; return what it prints."""
-    file = folder / "bodies.json"
-    file.write_text(json.dumps(bodies))
-    words = [f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, "-m", "benchmarks.load", f"--url={server.url}{route}", f"--bodies={file}", *words]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=recording.RESULTS.parent.parent)
-    found: Row = json.loads(done.stdout)
-    return found
 
 
 def measure_http(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
@@ -196,8 +53,10 @@ def measure_http(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
         run_load(server, "/recommend", recommend, folder, seconds=min(2.0, args.seconds))  # warm
         alone = run_load(server, "/recommend", recommend, folder, seconds=args.seconds / 4)
         yield _row("one request, 200 events, HTTP", alone, "p50 10 ms, p99 25 ms")
+        stored = run_load(server, "/recommend", store_histories(server, recommend), folder, seconds=args.seconds / 4)
+        yield _row("a stored user, 200 events, HTTP", stored, "")
         if args.rectools:
-            yield from measure_rectools(args, folder / "artifacts" / "checkpoints" / "time_split" / "hstu", alone)
+            yield from measure_rectools(args, folder, alone, stored)
             return
         candidates = np.random.default_rng(1).permutation(args.items)[:CANDIDATES].tolist()
         ranked = run_load(
@@ -215,6 +74,18 @@ def measure_http(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
         yield _row("the 5 s after that, 30%", after, "p99 as before")
 
 
+def store_histories(server: Server, bodies: Sequence[Row]) -> list[Row]:
+    """Send each request's history to /events; return the requests that name the user instead."""
+    named = []
+    for number, body in enumerate(bodies):
+        events = [{"event_id": str(n), **event} for n, event in enumerate(body["history"])]
+        kept = httpx.post(f"{server.url}/events", json={"user_id": f"user {number}", "events": events})
+        kept.raise_for_status()
+        rest = {name: value for name, value in body.items() if name != "history"}
+        named.append(rest | {"user_id": f"user {number}"})
+    return named
+
+
 def _row(case: str, found: Row, target: str) -> Row:
     facts = ", ".join(f"{status}: {count:,}" for status, count in found["statuses"].items())
     facts += f", {found['wrong']} wrong" if found["wrong"] else ""
@@ -228,34 +99,71 @@ def _row(case: str, found: Row, target: str) -> Row:
     }
 
 
-def measure_rectools(args: argparse.Namespace, checkpoint: Path, http: Row) -> Iterator[Row]:
-    """Yield RecTools' time for one user, in another interpreter, as multiples of our model's and our HTTP route's.
+def measure_rectools(args: argparse.Namespace, folder: Path, http: Row, stored: Row) -> Iterator[Row]:
+    """Yield RecTools' time for one user, in another interpreter, as multiples of what ours take for the like.
 
-    CPU time of one thread on both sides; the route's is its client's waiting time, as its work is in several processes.
+    CPU time of one thread on both sides; the routes' is their client's waiting time, as their work is in several
+    processes. RecTools looks a user up in its dataset and encodes the history at every call; `recommend` is given the
+    history and encodes it, a stored user is looked up and was encoded before, but for the time of the request.
     """
-    torch.set_num_threads(1)
-    recommender, history = Recommender.load(checkpoint), made_history(args.items)
     script = str(recording.RESULTS.parent / "rectools_one_user.py")
     one_thread = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     for model in RECTOOLS_MODELS:
         command = [args.rectools, script, f"--model={model}", f"--items={args.items}", f"--events={EVENTS}", f"--k={K}"]
         done = subprocess.run(command, env=one_thread, check=True, capture_output=True, text=True)
-        ours = float(np.median(_time(lambda: recommender.recommend(history, K, 10**6), args.rounds, time.process_time)))
         found = json.loads(done.stdout)
+        ours = time_ours(args, folder) | {"HTTP": http["p50_ms"], "HTTP, stored user": stored["p50_ms"]}
         for case, measured in found["cases"].items():
             quantiles = _quantiles(measured["milliseconds"])
-            times = [f"{quantiles['p50_ms'] / one:.0f} times {what}" for one, what in _ours(ours, http)]
-            facts = f"{', '.join(times)}, {len(measured['milliseconds'])} calls"
+            times = [f"{quantiles['p50_ms'] / one:.0f} times {what} ({one:.2f} ms)" for what, one in ours.items()]
             yield {
                 "case": f"RecTools {found['rectools']} {model}, {case}",
                 **quantiles,
-                "facts": facts,
+                "facts": f"{', '.join(times)}, {len(measured['milliseconds'])} calls",
                 "target": "50 times",
             }
 
 
-def _ours(milliseconds: float, http: Row) -> list[tuple[float, str]]:
-    return [(milliseconds, f"recommend ({milliseconds:.2f} ms)"), (http["p50_ms"], f"HTTP ({http['p50_ms']:.2f} ms)")]
+def time_ours(args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Return the median CPU milliseconds of an answer to a history, and to a stored user with nothing new."""
+    torch.set_num_threads(1)
+    recommender, history = Recommender.load(folder / CHECKPOINT), made_history(args.items)
+    user = StoredUser(recommender, folder / "rectools.db", history)
+    works: dict[str, Callable[[], object]] = {
+        "recommend": lambda: recommender.recommend(history, K, 10**6),
+        "a stored user": user.ask,
+    }
+    found = {
+        what: float(np.median(_time(work, args.rounds, time.process_time)[1:]))  # the first encodes the stored user
+        for what, work in works.items()
+    }
+    user.engine.close()
+    return found
+
+
+class StoredUser:
+    """A user of an engine over SQLite, who asks a second later each time."""
+
+    def __init__(self, recommender: Recommender, store: Path, history: Sequence[tuple[int, int]]) -> None:
+        self.engine = Engine(recommender, store_url=f"sqlite:///{store}")
+        self.num_events, self.now = 0, 10**6
+        self.add_events([item for item, _ in history])
+
+    def add_events(self, items: Sequence[int]) -> None:
+        """Append events, a second apart."""
+        numbered = enumerate(items, self.num_events)
+        self.engine.append("ann", [StoredEvent(str(n), item, n) for n, item in numbered])
+        self.num_events += len(items)
+
+    def read(self) -> None:
+        """Read the history alone."""
+        self.engine.read(user_id="ann", request_time=self.now)
+
+    def ask(self) -> None:
+        """Read, encode and answer."""
+        self.now += 1
+        glance = self.engine.look(user_id="ann", request_time=self.now)
+        glance.recommender.answer(glance.y_1D, glance.seen_rows, K)
 
 
 def made_history(num_items: int) -> list[tuple[int, int]]:
@@ -274,27 +182,20 @@ def measure_model(args: argparse.Namespace, folder: Path, checkpoint: Path) -> I
     yield {"case": "model's share: 200 events", **_quantiles(times), "facts": _searched(recommender), "target": target}
     yield from measure_rules(args, recommender, history)
 
-    engine = Engine(recommender, store_url=f"sqlite:///{folder / 'histories.db'}")
-    engine.append("ann", [StoredEvent(str(n), item, n) for n, (item, _) in enumerate(history)])
-    number = EVENTS
-
-    def ask_after_an_event() -> None:
-        glance = engine.look(user_id="ann", request_time=10**6)
-        recommender.answer(glance.y_1D, glance.seen_rows, K)
-
+    user = StoredUser(recommender, folder / "histories.db", history)
+    user.ask()
     both, model = [], []
-    ask_after_an_event()
-    for _ in range(args.rounds):
-        engine.append("ann", [StoredEvent(str(number), number % args.items, number)])
-        number += 1
-        [read] = _time(lambda: engine.read(user_id="ann", request_time=10**6), 1)
-        both += _time(ask_after_an_event, 1)
+    for number in range(args.rounds):
+        user.add_events([number % args.items])
+        [read] = _time(user.read, 1)
+        both += _time(user.ask, 1)
         model.append(both[-1] - read)
-    engine.close()
-    facts = f"{engine.states.counts.encoded if engine.states else 0} windows encoded whole"
+    facts = f"{user.engine.states.counts.encoded if user.engine.states else 0} windows encoded whole"
     yield {"case": "stored, one new event: model and store", **_quantiles(both), "facts": facts}
     target = "p50 1.5 ms"
     yield {"case": "stored, one new event: the model's share", **_quantiles(model), "facts": facts, "target": target}
+    yield {"case": "stored, nothing new: model and store", **_quantiles(_time(user.ask, args.rounds))}
+    user.engine.close()
 
 
 def measure_rules(

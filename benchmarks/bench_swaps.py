@@ -3,7 +3,7 @@
     python -m benchmarks.bench_swaps                     # 3,706 items, about 2 minutes
     python -m benchmarks.bench_swaps --items 100000
 
-One real `bentoml serve` with random weights (benchmarks/bench_service.py) follows a pointer that goes back and forth
+One real `bentoml serve` with random weights (benchmarks/made_service.py) follows a pointer that goes back and forth
 between two tags, first at rest, then under load at a steady rate; the same load without swaps stands beside it. Rows
 are added to benchmarks/results/swaps.csv.
 """
@@ -25,7 +25,7 @@ import httpx
 import torch
 
 from benchmarks import recording
-from benchmarks.bench_service import K, Server, make_bodies, run_load, serving, write_model
+from benchmarks.made_service import K, Server, make_bodies, run_load, serving, write_model
 from benchmarks.recording import Row
 from components.console import log, setup_logging
 from components.files import write_json

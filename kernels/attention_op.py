@@ -39,6 +39,10 @@ _LIBRARY.define(
 
 def attention(q: Tensor, k: Tensor, v: Tensor, arguments: Arguments, backend: str) -> Tensor:
     """Return (L, H, V), differentiable once; `backend` as in `kernels.choice`, without reference."""
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # The way through the operator's registration takes 100 us, of the 215 of one user with 200 rows.
+        direct: Tensor = _module(q, backend).forward(q, k, v, arguments)
+        return direct
     output: Tensor = torch.ops.hstuflow.attention(q, k, v, *_flatten(arguments), backend)
     return output
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels import gated_norm_torch
 from kernels.choice import choose_backend
 from kernels.dropout_mask import draw_seed
 from kernels.once_differentiable import refuse_second_derivative
@@ -57,6 +58,9 @@ def gated_norm(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}, expected 0 <= dropout < 1")
     is_dropping = training and dropout > 0
+    if not is_dropping and not torch.is_grad_enabled() and backend in ("auto", "cpu") and o_LW.device.type == "cpu":
+        # One pass each way is the gain of C++, and here is one way only: 20 us instead of 60 for 200 rows of 50.
+        return gated_norm_torch.forward(o_LW, u_LW, eps, dropout=0.0, seed=0)
     dropout, seed = (dropout, draw_seed()) if is_dropping else (0.0, torch.zeros((), dtype=torch.int64, device="cpu"))
     y: Tensor = torch.ops.hstuflow.gated_norm(o_LW, u_LW, seed, eps, dropout, backend)
     return y

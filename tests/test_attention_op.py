@@ -90,3 +90,13 @@ def test_torch_export_keeps_the_operator_whole():
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets.count("hstuflow.attention.default") == 1
     torch.testing.assert_close(program.module()(*inputs), layer(*inputs))
+
+
+def test_without_gradients_the_backend_is_called_directly_and_gives_the_same():
+    layer, inputs = layer_and_inputs()
+    with_gradients = layer(*inputs)
+    assert with_gradients.requires_grad
+    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        without = layer(*inputs)
+    assert "hstuflow::attention" not in [event.key for event in profile.key_averages()]
+    assert torch.equal(without, with_gradients)

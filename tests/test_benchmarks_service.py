@@ -80,7 +80,7 @@ def test_load_goes_to_loopback_only(capsys):
 def test_the_model_s_own_share_is_measured_on_a_packaged_shape(tmp_path):
     checkpoint = bench_service.write_model(tmp_path, 60)
     rows = list(bench_service.measure_model(SimpleNamespace(items=60, rounds=3), tmp_path, checkpoint))
-    assert [row["case"][:6] for row in rows] == ["model'", *["encode"] * 8, *["stored"] * 2]
+    assert [row["case"][:6] for row in rows] == ["model'", *["encode"] * 8, *["stored"] * 3]
     assert rows[0]["facts"] == "exact"
     assert all(row["p50_ms"] > 0 for row in rows)
 
@@ -116,5 +116,6 @@ def test_the_whole_benchmark_runs_against_a_real_service(tmp_path):
         rows = {row["case"]: row for row in csv.DictReader(file)}
     assert "ready after" in rows["start"]["facts"]
     assert rows["one request, 200 events, HTTP"]["facts"].startswith("200: ")
+    assert rows["a stored user, 200 events, HTTP"]["facts"].startswith("200: ")
     flood = rows["5 times the capacity"]["facts"]
     assert {part.split(":")[0] for part in flood.split(", ")} <= {"200", "429", "503", "504"}

@@ -129,6 +129,18 @@ def test_without_dropout_it_is_exact_and_draws_no_number(backend):
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize("training", [False, True])
+def test_with_and_without_gradients_it_gives_the_same(backend, training):
+    o, u = normal(30, 50).float(), normal(30, 50, seed=1).float()
+    torch.manual_seed(5)
+    with_gradients = gated_norm(o, u, dropout=0.5, training=training, backend=backend)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        without = gated_norm(o, u, dropout=0.5, training=training, backend=backend)
+    torch.testing.assert_close(without, with_gradients, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_operators_pass_opcheck(backend, dtype):

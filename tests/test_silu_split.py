@@ -64,6 +64,14 @@ def test_other_dtypes_take_plain_torch(dtype):
     assert torch.equal(torch.cat(silu_split(h, [8, 12]), dim=1), silu(h))
 
 
+def test_without_gradients_plain_torch_gives_the_same_within_2e6():
+    h = normal(57, 30)
+    with torch.no_grad():
+        parts = silu_split(h.float(), [10, 20])
+    assert [tuple(part.shape) for part in parts] == [(57, 10), (57, 20)]
+    torch.testing.assert_close(torch.cat(parts, dim=1).double(), silu(h), rtol=2e-6, atol=2e-6)
+
+
 def test_the_operators_pass_opcheck():
     h, grads = normal(9, 30).float(), [normal(9, 10).float(), normal(9, 20).float()]
     opcheck(torch.ops.hstuflow.silu_split.default, (h.clone().requires_grad_(), [10, 20]))
