@@ -14,6 +14,7 @@ HSTUFLOW_FOLLOW      registry/champion.json: serve the model that it names, from
                      names another (components/serving/following.py); unset: the model of this Bento
 HSTUFLOW_REQUESTS    folder for what monitoring needs of each recommendation (components/serving/request_log.py);
                      unset: nothing is kept
+OTEL_SDK_DISABLED    true where it is unset and BentoML's own configuration is, too
 """
 
 from __future__ import annotations
@@ -110,6 +111,16 @@ def _read_environment() -> tuple[str, int, str | None]:
     return url, int(megabytes) << 20, token or None
 
 
+def _make_no_spans() -> None:
+    """Spare each request the spans of BentoML's tracing, unless somebody configured BentoML and so may want them.
+
+    Made to be thrown away (its sample rate is 0), they took 18% of a worker's CPU time: 5.8 ms a request became 4.8.
+    """
+    if not os.environ.keys() & {"BENTOML_CONFIG", "BENTOML_CONFIG_OPTIONS"}:
+        os.environ.setdefault("OTEL_SDK_DISABLED", "true")
+
+
+_make_no_spans()
 _refuse_a_broken_model()
 _STORE_URL, _CACHE_BYTES, _TOKEN = _read_environment()
 _FOLLOW, _REQUESTS = (os.environ.get(name, "").strip() for name in ("HSTUFLOW_FOLLOW", "HSTUFLOW_REQUESTS"))
