@@ -28,6 +28,11 @@ class HstuflowError(Exception):
         self.what, self.where, self.observed, self.expected, self.todo = what, where, observed, expected, todo
         super().__init__(self._sentence())
 
+    def inside(self, place: str) -> None:
+        """Say that `where` lies in `place`: k becomes requests.3.k."""
+        self.where = f"{place}.{self.where}" if self.where else place
+        self.args = (self._sentence(),)
+
     def _sentence(self) -> str:
         facts = [f"observed {self.observed}"] if self.observed is not None else []
         facts += [f"expected {self.expected}"] if self.expected is not None else []

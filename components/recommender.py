@@ -224,7 +224,7 @@ class Recommender:
         return self._answer(choose, seen_rows, k, named, wishes, source="popular" if y_1D is None else "model")
 
     def rank(self, y_1D: Tensor | None, candidates: Sequence[ItemId]) -> tuple[float | None, ...]:
-        """Return the score of each candidate: that of `recommend`, whatever else is asked; None for an unknown item.
+        """Return the score of each candidate: that of `answer`, whatever else is asked; None for an unknown item.
 
         Without an encoded history every score is None.
         """

@@ -68,11 +68,11 @@ def _find(tag: str) -> bentoml.Model:
 
 
 def _state_of(tag: str) -> object:
-    """Return what changes when a stored model does, None where there is none."""
+    """Return what changes when a stored model does, None where there is none, or none that can be read."""
     try:
         folder = Path(_find(tag).path)
         return sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
-    except (HstuflowError, OSError):
+    except Exception:  # noqa: BLE001 - BentoML raises KeyError or a YAML error where model.yaml is damaged
         return None
 
 
@@ -172,11 +172,11 @@ class RecommendService:
         metadata: Mapping[str, Any] = stored.info.metadata
         recommender, item_map = _load(Path(stored.path))
         engine = before.engine.follow_with(recommender, item_map) if before else _first_engine(recommender, item_map)
-        engine.new_items.follow()
         facts = _model_facts(str(stored.tag), metadata)
         # Packages of earlier versions say nothing of their item table: it was float32 then.
         served = Served(engine, facts, metadata["metrics"], metadata.get("item_table"), self.follower, self.requests)
         _warm_up(recommender)
+        engine.new_items.follow()  # a thread, so after all that a model of another version may fail in
         self.served = served
         MODEL_SINCE.set(served.since)
         log.info("serving %s, loaded in %.1f s, code of %s", facts.tag, time.monotonic() - began, facts.bento)

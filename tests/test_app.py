@@ -109,6 +109,20 @@ def test_a_batch_answers_as_the_requests_alone(client):
     assert answers == [ask(client, **request) for request in requests]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"history": HISTORY, "request_time": 5},
+        {"history": HISTORY, "attributes": {"colour": {"any_of": ["red"]}}},
+    ],
+    ids=["a time before the last event", "no such attribute"],
+)
+def test_a_batch_says_which_request_is_wrong(client, wrong):
+    response = client.post("/recommend_batch", json={"requests": [{"history": []}, wrong]})
+    alone = client.post("/recommend", json=wrong).json()["error"]
+    assert (response.status_code, response.json()["error"]) == (400, f"requests.1: {alone}")
+
+
 def test_ranked_candidates_have_the_scores_of_recommend_and_do_not_depend_on_each_other(client):
     everything = ask(client, history=HISTORY, request_time=5_000, k=40, exclude_seen=False)
     scores = {item["item_id"]: item["score"] for item in everything["items"]}

@@ -4,12 +4,15 @@ import asyncio
 import json
 import logging
 import threading
+import time
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from components.serving.deadline import RequestDeadline
+from components.serving.guard import RequestGuard
+from components.serving.turn import MUST_END, TooLongError, Turn
 from components.serving.watching import JsonLines, RequestWatch
 
 SHORT = 0.05
@@ -43,6 +46,65 @@ def test_a_request_that_takes_too_long_gets_504_and_its_id_and_its_thread_goes_o
     assert response.headers["X-Request-ID"] == "late-1"
     [line] = [json.loads(JsonLines().format(r)) for r in caplog.records if r.name == "hstuflow.requests"]
     assert line["status"] == 504
+
+
+def test_what_got_504_counts_among_the_requests_at_once_until_its_thread_ends():
+    app, work = FastAPI(), Work()
+    app.get("/slow")(work)
+    with TestClient(RequestDeadline(RequestGuard(app, most_at_once=2), SHORT)) as client:
+        assert [client.get("/slow").status_code for _ in range(4)] == [504, 504, 429, 429]
+        work.may_end.set()
+        while (status := client.get("/slow").status_code) != 200:
+            assert status == 429
+
+
+def test_what_fails_after_its_504_is_nobody_s_error(caplog):
+    app, work = FastAPI(), Work()
+
+    @app.get("/slow")
+    def fail():
+        work()
+        raise ValueError("too late to matter")
+
+    guard = RequestGuard(app)
+    with TestClient(RequestDeadline(guard, SHORT)) as client:
+        assert client.get("/slow").status_code == 504
+        work.may_end.set()
+        while guard._in_flight:
+            client.get("/elsewhere")
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+def test_a_turn_that_comes_after_the_request_s_end_is_passed_on(monkeypatch):
+    turn = Turn()
+    with turn:
+        pass
+    token = MUST_END.set(time.monotonic() - 1)
+    try:
+        for _ in range(2):  # a lock that was kept would stop the second
+            with pytest.raises(TooLongError, match=r"took too long\. Try again"), turn:
+                pytest.fail("computed all the same")
+    finally:
+        MUST_END.reset(token)
+
+
+def test_a_request_that_waits_for_its_turn_beyond_its_end_does_not_compute():
+    app, turn, computed = FastAPI(), Turn(), []
+
+    @app.get("/compute")
+    def compute():
+        with turn:
+            computed.append(1)
+
+    guard = RequestGuard(app)
+    with TestClient(RequestDeadline(guard, SHORT)) as client:
+        with turn:
+            assert [client.get("/compute").status_code for _ in range(3)] == [504] * 3
+        while guard._in_flight:
+            client.get("/elsewhere")
+        assert computed == []
+        assert client.get("/compute").status_code == 200
+    assert computed == [1]
 
 
 def test_a_body_that_never_ends_gets_504_too():

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 from made_checkpoints import write_checkpoint
@@ -182,6 +183,29 @@ def test_an_engine_that_follows_has_the_histories_and_the_inserted_items_in_its_
         assert (len(after.states), len(engine.states)) == (1, 0)
         assert sorted(engine.look(user_id="ann", request_time=9).seen_rows) == [3, 60]
         after.new_items.close()
+
+
+@pytest.mark.parametrize("metadata", [{}, {"item_table": {"values": "int8", "of_a_later_version": 1}}])
+def test_a_swap_that_fails_leaves_neither_its_model_nor_a_thread(tmp_path, monkeypatch, metadata):
+    import components.service as service
+
+    models = []
+
+    def load(folder):
+        loaded = load_with_map(folder / "model")
+        models.append(weakref.ref(loaded[0]))
+        return loaded
+
+    monkeypatch.setattr(service, "_load", load)
+    monkeypatch.setattr(service, "_STORE_URL", f"sqlite:///{tmp_path / 'h.db'}")
+    stored = SimpleNamespace(path=tmp_path, tag="m:1", info=SimpleNamespace(metadata=metadata and FACTS | metadata))
+    here = SimpleNamespace(served=None, follower=None, requests=None)
+    with pytest.raises((KeyError, ValueError)):
+        service.RecommendService.inner._swap(here, stored)
+    assert here.served is None
+    assert not [thread for thread in threading.enumerate() if thread.name == "new-items"]
+    gc.collect()
+    assert [model() for model in models] == [None]
 
 
 def test_whoever_is_forgotten_through_one_model_is_forgotten_by_all(tmp_path):

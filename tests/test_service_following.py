@@ -209,6 +209,7 @@ def need_other_code(model):
         ("broken", break_weights, "does not fit the model that checkpoint.json describes"),
         ("newer", need_other_code, "needs the code of another version"),
         ("odd", lambda model: (model / "item_map.json").write_text("{"), "cannot be read"),
+        ("nameless", lambda model: (model / "model.yaml").write_text("- of another kind"), "it cannot be loaded"),
     ],
 )
 def test_a_champion_that_cannot_be_served_changes_nothing_until_it_can_be(client, workspace, name, change, refused):

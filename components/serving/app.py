@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from operator import itemgetter
@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from components.catalogue import NewItem
-from components.errors import HstuflowError
+from components.errors import HstuflowError, InputError
 from components.recommender import Answer, Wishes
 from components.serving.answers import (
     EventsAnswer,
@@ -145,8 +145,7 @@ class Served:
 
     def look(self, request: Whose) -> Glance:
         """Encode the history that a request is about."""
-        history = None if request.history is None else [(event.item_id, event.timestamp) for event in request.history]
-        glance = self.engine.look(history, request.user_id, request.request_time)
+        glance = self.engine.look(request.read_history(), request.user_id, request.request_time)
         self.watch.looked(glance)
         if self.engine.states is not None:
             self.watch.cached(self.engine.states)
@@ -177,9 +176,7 @@ def _add_recommendations(app: FastAPI, served: Callable[[], Served]) -> None:
     )
     def recommend_batch(request: RecommendBatchRequest) -> Response:
         """Answer several requests to /recommend."""
-        here = served()
-        answers = [_recommend(here, one, "/recommend_batch") for one in request.requests]
-        return _send(RecommendBatchAnswer(answers=answers))
+        return _send(RecommendBatchAnswer(answers=_recommend_all(served(), request.requests)))
 
     @app.post("/rank", response_model=RankAnswer, responses=refusals(400, 401, 413, 415, 429, 503, 504))
     def rank(request: RankRequest) -> Response:
@@ -283,6 +280,17 @@ def _recommend(here: Served, request: RecommendRequest, route: str) -> Recommend
         row = describe(route, request.user_id, request.k, glance, answer, here.facts.tag)
         here.requests.add(row, generation)
     return RecommendAnswer(**_items(answer), source=answer.source, history_from=glance.history_from, model=here.facts)
+
+
+def _recommend_all(here: Served, requests: Sequence[RecommendRequest]) -> list[RecommendAnswer]:
+    answers = []
+    for number, request in enumerate(requests):
+        try:
+            answers.append(_recommend(here, request, "/recommend_batch"))
+        except InputError as error:
+            error.inside(f"requests.{number}")
+            raise
+    return answers
 
 
 def _wishes(request: Filters) -> Wishes:

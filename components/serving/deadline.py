@@ -3,26 +3,21 @@
 BentoML has such a limit too, outside of all middleware: its 504 has no request id, and neither a line in the log nor a
 metric. Ours ends first, and BentoML's stays behind it.
 
-What a route had begun in a thread goes on to its end, as no thread can be stopped: an event of a request that got 504
-may be kept all the same. Sent again it counts once. An answer that has begun is not cut off.
+What a route had begun in a thread goes on, as no thread can be stopped, until it would compute (turn.py): an event of a
+request that got 504 may be kept all the same. Sent again it counts once. An answer that has begun is not cut off.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
-from components.errors import InputError
 from components.serving.guard import refuse
+from components.serving.turn import MUST_END, TooLongError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-
-class TooLongError(InputError):
-    """The request took longer than a request may."""
-
-    http_status = 504
 
 
 class RequestDeadline:
@@ -41,6 +36,7 @@ class RequestDeadline:
             limit.reschedule(None)
             await send(message)
 
+        MUST_END.set(time.monotonic() + self._seconds)  # of this request's task and threads alone
         try:
             async with asyncio.timeout(self._seconds) as limit:
                 await self.app(scope, receive, send_in_time)

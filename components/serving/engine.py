@@ -29,6 +29,7 @@ from components.serving.history_store import Appended, History, HistoryStore, St
 from components.serving.item_map import ItemMap
 from components.serving.lazy_store import LazyStore
 from components.serving.new_items import NewItems
+from components.serving.turn import Turn
 from components.serving.user_states import Seen, UserStates, window_start
 
 HistoryFrom = Literal["request", "store", "request, store unreachable", "nowhere, store unreachable"]
@@ -93,7 +94,7 @@ class Engine:
         self._max_cache_bytes = max_cache_bytes
         # One request computes at a time. Threads that compute side by side take one another's core and the interpreter:
         # of 8 connections, 100 answers a second instead of 71 (one core). Waiting for the store needs no turn.
-        self.turn = threading.Lock()
+        self.turn = Turn()
         self._caches: weakref.WeakSet[UserStates] = weakref.WeakSet()  # whoever is forgotten is so in all of them
         self._entering = threading.Lock()  # of caches
         self._take(recommender, item_map)

@@ -88,7 +88,7 @@ class Follower:
         except HstuflowError as error:
             self._refuse(f"{tag or 'the pointer'}: {error.what}", str(error))
         except Exception:  # noqa: BLE001 - a model of another version may do anything to this code; the thread goes on
-            self._refuse(f"{tag}: it cannot be loaded", f"{tag} cannot be loaded", exc_info=True)
+            self._refuse(f"{tag}: it cannot be loaded", f"{tag}: it cannot be loaded", exc_info=True)
         else:
             SWAPS.inc(is_other)
             self.refused = None

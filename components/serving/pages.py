@@ -122,8 +122,7 @@ def _common_values(attribute: Attribute) -> list[str]:
 
 
 def _explain(here: Served, request: ExplainRequest) -> ExplainAnswer:
-    history = None if request.history is None else [(event.item_id, event.timestamp) for event in request.history]
-    found = here.engine.read(history, request.user_id, request.request_time)
+    found = here.engine.read(request.read_history(), request.user_id, request.request_time)
     recommender, catalogue = found.recommender, found.recommender.catalogue
     items = [catalogue.find(item) for item in request.item_ids]
     with here.engine.turn:

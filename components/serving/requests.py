@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import custom_error_schema
 
-from components.recommender import resolve_request_time
+from components.recommender import Event, resolve_request_time
 
 MAX_K = 1_000
 MAX_EVENTS = 10_000  # 50 times the longest history the model reads; older events only say what was seen
@@ -148,8 +148,14 @@ class Whose(Schema):
     def _check_history(self) -> Self:
         if self.history is None and self.user_id is None:
             raise ValueError("give a history or a user_id")
-        resolve_request_time([event.timestamp for event in self.history or ()], self.request_time)
         return self
+
+    def read_history(self) -> list[Event] | None:
+        """Return item ids and timestamps; raises InputError where the request's time lies before the last event."""
+        if self.history is None:
+            return None
+        resolve_request_time([event.timestamp for event in self.history], self.request_time)
+        return [(event.item_id, event.timestamp) for event in self.history]
 
 
 class Filters(Schema):
