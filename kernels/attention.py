@@ -3,7 +3,7 @@
     from kernels import RelativeBias, hstu_attention
     o = hstu_attention(q, k, v, offsets, max_len=200, bias=RelativeBias(position_weight, time_weight, t, t_next))
 
-Checks the arguments and calls the registered operator, which chooses a backend.
+Checks the arguments and calls the registered operator (without gradients, the backend directly).
 Shapes: L rows of the batch, B sequences, H heads, N max_len.
 """
 
