@@ -72,7 +72,7 @@ def dense_attention(
 
 
 class DenseHSTU(nn.Module):
-    """The model of hstu-spec section 3 with `dense_attention`; `weights` is the state of a components.model.HSTU."""
+    """The model of arXiv 2402.17152 with `dense_attention`; `weights` is the state of a components.model.HSTU."""
 
     def __init__(self, settings: Any, weights: dict[str, Tensor]) -> None:  # noqa: ANN401 - TrainSettings or alike
         super().__init__()
@@ -122,7 +122,7 @@ Loss = Callable[[Tensor, Tensor, Tensor, Generator], Tensor]
 
 
 def dense_loss(settings: Any) -> Loss:  # noqa: ANN401
-    """Return the loss that `settings` names (hstu-spec section 4), with all logits in memory, as cross-entropy."""
+    """Return the loss that `settings` names, with all logits in memory, as cross-entropy."""
 
     def full(y_LD: Tensor, items_XD: Tensor, targets_L: Tensor, generator: Generator) -> Tensor:
         return cross_entropy(y_LD @ items_XD.T / settings.temperature, targets_L)

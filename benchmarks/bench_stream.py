@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_stream --users 10000 --items 2000
 
-Records come one after another, as in arXiv 2402.17152 (hstu-spec section 9): record r of R is one user's whole sequence
+Records come one after another, as in arXiv 2402.17152: record r of R is one user's whole sequence
 over the items released by then, and is trained on once, in that order, in batches; the last tenth is held out. No model
 has a relative bias. Every model tries the same learning rates with the first seed. The rate kept is the one with the
 lowest loss over the last tenth of the steps: in one pass a batch's loss is measured before it is learned from. The

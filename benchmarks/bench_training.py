@@ -73,7 +73,7 @@ class OurStep:
 
 
 def settings_of(args: argparse.Namespace, max_len: int) -> Settings:
-    """Return the public recipe (hstu-spec section 5) in the shape asked for."""
+    """Return the paper's public recipe (arXiv 2402.17152) in the shape asked for."""
     return SimpleNamespace(
         max_len=max_len,
         dim=args.dim,

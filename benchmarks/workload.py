@@ -1,6 +1,6 @@
 """What is timed: logs of user histories, made or read from MovieLens, and how much work attention over them is.
 
-Useful work of one attention call with the causal mask (hstu-spec section 1), n_b rows in sequence b:
+Useful work of one attention call with the causal mask, n_b rows in sequence b:
 
     P = sum_b n_b (n_b + 1) / 2;    forward 2 H P (Dqk + Dv) FLOPs;    backward 2 H P (3 Dqk + 2 Dv)
 

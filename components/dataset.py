@@ -2,7 +2,8 @@
 
     artifacts/sequences/<protocol>/events.arrow    item (int32), timestamp (int64); users concatenated; memory-mapped
     artifacts/sequences/<protocol>/users.arrow     user_id, start, valid_start, test_start, end (row numbers, int64)
-    artifacts/sequences/<protocol>/catalogue.parquet   row r = item with index r: item_id, key, title, genres, count
+    artifacts/sequences/<protocol>/catalogue.parquet   row r = item with index r: item_id, key, title, genres, count,
+                                                       first_seen, last_seen
     artifacts/sequences/<protocol>/split.json      split times, counts, cold and tie shares, data hash
 
 `item` is the row in the catalogue, which holds exactly the items of the training part; -1 is an item unknown to it.
@@ -122,7 +123,7 @@ def find_training_windows(sequences: Sequences, max_len: int, random: np.random.
 def shorten_windows(windows: np.ndarray, max_len: int, alpha: float, random: np.random.Generator) -> np.ndarray:
     """Cut windows of n > N^(alpha/2) inputs to the latest N^(alpha/2), except with probability N^alpha / n^2.
 
-    Stochastic length, hstu-spec section 8 (arXiv 2402.17152), with N = `max_len`. The paper samples the kept events
+    Stochastic length of HSTU's paper (arXiv 2402.17152), with N = `max_len`. The paper samples the kept events
     from thousands, more of the recent ones; with N = 200 a gapless part did no worse, and its rows still predict what
     really came next. ML-100K, leave-one-out, alpha 1.6, 16 epochs, two seeds, validation NDCG@10: .112; a sample, each
     event predicting the next kept one, .109; never cut .117.

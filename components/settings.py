@@ -39,7 +39,7 @@ class Section(BaseModel):
 
 
 class SyntheticSettings(Section):
-    """How large the made log of the source `synthetic` is (hstu-spec section 9); a user has 128 events on average."""
+    """How large the made log of the source `synthetic` is (arXiv 2402.17152); a user has 128 events on average."""
 
     users: int = Field(default=10_000, ge=1, le=10_000_000)
     items: int = Field(default=20_000, ge=1)
@@ -98,7 +98,7 @@ class SequencesSettings(Section):
 
 
 class TrainSettings(Section):
-    """One model and how it is trained (hstu-spec sections 1 to 5)."""
+    """One model and how it is trained."""
 
     max_len: int = Field(ge=2, description="N: longest history in events; also the attention's constant divisor")
     dim: int = Field(ge=1, description="D: embedding width")
@@ -140,7 +140,7 @@ class TrainSettings(Section):
     stochastic_length: float | None = Field(
         gt=1,
         le=2,
-        description="alpha of hstu-spec section 8: training mostly sees the latest part of long windows; null: all",
+        description="alpha of arXiv 2402.17152; training then mostly sees the latest part of long windows; null: all",
     )
     request_time_dropout: Fraction = Field(
         description="training rows that see their own event's time for the next one's; 1: nor does the model ever"

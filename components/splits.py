@@ -1,4 +1,4 @@
-"""Where train ends and where the test begins: two ways of splitting a log (hstu-spec section 7).
+"""Where train ends and where the test begins: two ways of splitting a log.
 
 time_split      global times T1 and T2: train < T1 <= validation < T2 <= test, the same for every user. The headline.
 leave_one_out   per user: the last event is the test, the one before it validation. Comparable with the literature, but

@@ -136,7 +136,7 @@ def child_environment() -> dict[str, str]:
     return {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),  # `python`
-        "HSTUFLOW_PARENT_PID": str(os.getpid()),  # components/fitting/lifeline.py: the trainer does not outlive it
+        "HSTUFLOW_PARENT_PID": str(os.getpid()),  # components/fitting/lifeline.py: no stage outlives it
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",  # two threads on a busy machine are 3-5x slower than one
         "DO_NOT_TRACK": "1",

@@ -2,7 +2,8 @@
 
     rab_ij = position_weight[N - 1 + pos_j - pos_i] + time_weight[bucket(|next_timestamps_i - timestamps_j|)]
 
-Source: hstu-spec section 2 (arXiv 2402.17152). Shapes: L rows of the batch, N max_len.
+Source: arXiv 2402.17152 and its implementation, meta-recsys/generative-recommenders.
+Shapes: L rows of the batch, N max_len.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Tile:
 
 @dataclass(frozen=True, eq=False)
 class Visibility:
-    """Who sees whom (hstu-spec section 1); plain causal when there are no targets, no context and no window."""
+    """Who sees whom, as `attention_mask` has it; plain causal when there are no targets, no context and no window."""
 
     num_targets: Tensor | None  # (B,) int64
     num_context: int

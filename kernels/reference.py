@@ -2,7 +2,9 @@
 
     s_ij = alpha <q_i, k_j> + rab_ij;    o_i = sum_j mask_ij silu(s_ij) / N v_j
 
-Every other backend is tested against this one. Source: hstu-spec sections 1 and 2 (arXiv 2402.17152).
+Every other backend is tested against this one. Source: arXiv 2402.17152, and for the masks its
+implementation, meta-recsys/generative-recommenders. All targets have one position in the bias, so that a candidate's
+score does not depend on the others.
 
 Shapes: L rows of the batch, H heads, Dqk and Dv head widths, B sequences, n rows of one sequence, N max_len.
 """

@@ -3,7 +3,8 @@
     bucket(x) = clamp(trunc(ln(max(x, 1)) / 0.301), 0, 128)
               = how many of the thresholds ceil(exp(0.301 b)), b = 1..128, are <= max(x, 1)
 
-One day is bucket 37, one year 57. Source: hstu-spec section 2.
+One day is bucket 37, one year 57. The logarithm and the 0.301 are those of the published HSTU (arXiv 2402.17152,
+meta-recsys/generative-recommenders); the integer thresholds are our choice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A trainer does not outlive whoever started it.
+"""A stage does not outlive whoever started it.
 
 Killing dvc leaves its child alive (tried: `kill -9` of dvc, and the trainer went on beside the next one). So a thread
 looks once a second whether the ancestors are still there, and ends the process when one is not.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-BETAS = (0.9, 0.98)  # hstu-spec section 5
+BETAS = (0.9, 0.98)  # of HSTU's public recipes (meta-recsys/generative-recommenders)
 EPS = 1e-8
 
 Moments = dict[str, Tensor]  # "<weight>/first" and "<weight>/second"

@@ -1,4 +1,4 @@
-"""HSTU for retrieval: a jagged stack of pointwise-attention layers over item embeddings (hstu-spec section 3).
+"""HSTU for retrieval: a jagged stack of pointwise-attention layers over item embeddings (arXiv 2402.17152).
 
     z = silu(layer_norm(x) W_uvqk);   u, v, q, k = split(z)
     y = x + dropout(u * layer_norm(attention(q, k, v))) W_o + b_o

@@ -13,7 +13,8 @@ user_id        null where the history came with the request, or the user was for
 
 A request hands its row over and goes on; a thread of the log's own turns it into text and writes. What comes faster
 than that is dropped and counted. A file is only ever appended to by the process that made it, a batch of whole lines a
-write, so that after a kill -9 at most its last line is torn; readers (components/monitor) leave such a line out.
+write, so that after a kill -9 at most its last line is torn; the reader (components/drift/requests.py) leaves
+such a line out.
 Forgetting a user rewrites the files that hold rows of theirs, other processes' files too: whoever writes or rewrites a
 file holds its lock, and a writer whose file was replaced goes on in a new one.
 """

@@ -1,4 +1,4 @@
-"""A made log of any size: the synthetic stream of arXiv 2402.17152 (hstu-spec section 9), month by month.
+"""A made log of any size: the synthetic stream of arXiv 2402.17152, month by month.
 
     python -m components ingest --source synthetic                                     # 10,000 users, 1.3M events
     python -m components ingest --source synthetic --synthetic users=156250,seed=2     # 20M events

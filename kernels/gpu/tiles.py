@@ -6,7 +6,7 @@ Positions count from the sequence's first row. With targets, all of them stand a
     place(p) = min(p, n - t);   id(p) = max(place(p) - (c - 1 if c > 0 else 0), 0)
 
 and row i sees column j when i = j or id(i) > id(j), within the window, or when i is context and j < n - t
-(hstu-spec section 1; n rows, c of them context, t targets).
+(kernels/reference.py; n rows, c of them context, t targets).
 """
 
 # Arguments of kernels are pointers, numbers, tiles and constants, which have no Python types.
