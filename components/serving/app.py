@@ -68,7 +68,7 @@ from components.serving.watching import Watch, collect_metrics
 from components.serving.wording import explain, refusals
 
 if TYPE_CHECKING:
-    from components.serving.engine import Engine, Glance
+    from components.serving.engine import Engine, Reading
     from components.serving.following import Follower
     from components.serving.request_log import RequestLog
 
@@ -143,7 +143,7 @@ class Served:
             self.requests.forget(user_id)
         return deleted
 
-    def look(self, request: Whose) -> Glance:
+    def look(self, request: Whose) -> Reading:
         """Encode the history that a request is about."""
         glance = self.engine.look(request.read_history(), request.user_id, request.request_time)
         self.watch.looked(glance)

@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -56,27 +56,15 @@ class Reading:
     seen_rows: Sequence[int] | np.ndarray  # of everything the user had, however old
     named: Sequence[ItemId]  # items of the request's own history
     history_from: HistoryFrom
-    recommender: Recommender  # whose rows these are: items may be inserted meanwhile
+    recommender: Recommender  # whose rows these are, and who has to answer: items may be inserted meanwhile
     extent: Extent
     seen: Seen | None = None  # where `seen_rows` are more than what was read of a stored history
+    y_1D: Tensor | None = None  # None: not encoded, or the history holds no known item
 
     @property
     def is_known(self) -> bool:
         """Whether the model knows an item of the history at least."""
         return bool((self.rows >= 0).any())
-
-
-@dataclass(frozen=True, eq=False)
-class Glance:
-    """What a request needs to know of its user."""
-
-    y_1D: Tensor | None  # None: the history holds no known item
-    seen_rows: Sequence[int] | np.ndarray
-    named: Sequence[ItemId]
-    history_from: HistoryFrom
-    recommender: Recommender  # that encoded it and has to answer
-    request_time: int  # seconds
-    extent: Extent
 
 
 class Engine:
@@ -129,7 +117,7 @@ class Engine:
 
     def look(
         self, history: Sequence[Event] | None = None, user_id: str | None = None, request_time: int | None = None
-    ) -> Glance:
+    ) -> Reading:
         """Encode what `read` returns, with the cache's help where it is a stored history."""
         generation = 0 if self.states is None else self.states.generation  # from before the store is read
         found = self.read(history, user_id, request_time)
@@ -142,15 +130,7 @@ class Engine:
                     y_1D = self._encode_stored(self.states, user_id, found, generation)
                 else:
                     y_1D = found.recommender.encode(found.rows, found.timestamps, found.request_time)
-        return Glance(
-            y_1D,
-            found.seen_rows,
-            found.named,
-            found.history_from,
-            found.recommender,
-            found.request_time,
-            found.extent,
-        )
+        return replace(found, y_1D=y_1D)
 
     def read(
         self, history: Sequence[Event] | None = None, user_id: str | None = None, request_time: int | None = None

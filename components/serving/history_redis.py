@@ -164,7 +164,7 @@ class RedisHistoryStore:
         """See HistoryStore."""
         values = [value for item in items for value in item]
         with self._talking():
-            new, replaced, _ = self._put_items(REDIS_KEYS, [most, secrets.token_hex(8), *values])
+            new, replaced = self._put_items(REDIS_KEYS, [most, secrets.token_hex(8), *values])
         if new < 0:
             check_total(replaced, most)  # which the script counted
         return Put(new, replaced, len(items) - new - replaced)

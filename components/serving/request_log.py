@@ -42,7 +42,7 @@ from components.serving.watching import LOGGED, REQUEST_ID
 
 if TYPE_CHECKING:
     from components.recommender import Answer
-    from components.serving.engine import Glance
+    from components.serving.engine import Reading
 
 MAX_ITEMS = 100  # of an answer; monitoring looks at the first k that a person sees
 MAX_WAITING = 2_000  # rows not written yet: 20 MB at most, and 20 s of a disk that stands still at 100 requests/s
@@ -240,7 +240,7 @@ def read_rows(path: Path) -> Iterator[Row]:
                 yield json.loads(line)
 
 
-def describe(route: str, user_id: str | None, k: int, glance: Glance, answer: Answer, tag: str) -> Row:
+def describe(route: str, user_id: str | None, k: int, glance: Reading, answer: Answer, tag: str) -> Row:
     """Return the row of an answer; see the head of this file."""
     extent, first = glance.extent, answer.items[:MAX_ITEMS]
     return {

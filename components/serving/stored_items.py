@@ -30,7 +30,7 @@ local is_new, total = {}, redis.call('HLEN', rows)
 for i = 3, #ARGV, 3 do
     if redis.call('HEXISTS', rows, ARGV[i]) == 0 then is_new[i] = true; total = total + 1 end
 end
-if total > most then return {-1, total, 0} end
+if total > most then return {-1, total} end
 local new, replaced = 0, 0
 for i = 3, #ARGV, 3 do
     local since, content = ARGV[i + 2], ARGV[i + 1]
@@ -45,7 +45,7 @@ for i = 3, #ARGV, 3 do
     redis.call('HSET', rows, ARGV[i], since .. ':' .. content)
 end
 if new + replaced > 0 then redis.call('SET', version, ARGV[2]) end
-return {new, replaced, 0}
+return {new, replaced}
 """
 REDIS_DROP = """
 local dropped = redis.call('HDEL', KEYS[1], ARGV[2])

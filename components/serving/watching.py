@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from components.recommender import Answer, Recommender
-    from components.serving.engine import Glance
+    from components.serving.engine import Reading
     from components.serving.user_states import UserStates
 
 log = logging.getLogger("hstuflow.requests")
@@ -110,7 +110,7 @@ class Watch:
         self._counted: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def looked(self, glance: Glance) -> None:
+    def looked(self, glance: Reading) -> None:
         """Count the known and unknown items of a history."""
         known = int(np.count_nonzero(np.asarray(glance.seen_rows) >= 0))
         HISTORY_ITEMS.labels("yes").inc(known)
