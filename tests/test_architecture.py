@@ -249,6 +249,13 @@ def closure(file):
     return found
 
 
+def test_all_that_a_stage_leaves_reaches_another_machine_by_dvc_pull():
+    for name, stage in stages().items():
+        kept = [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+        assert kept, name
+        assert all(isinstance(out, str) or next(iter(out.values())).get("cache", True) for out in kept), name
+
+
 @pytest.mark.parametrize("deployment", yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"])
 def test_prefect_yaml_names_what_exists_and_no_absolute_path(deployment):
     module, function = deployment["entrypoint"].rsplit(".", 1)
