@@ -73,9 +73,8 @@ class Load:
         if response.status == 200:
             out.started.append(due - begun)
             out.latencies.append(1e3 * (time.perf_counter() - due))
-            out.wrong += len(answer["items"]) != len(body.get("candidates", [])) and len(answer["items"]) != body.get(
-                "k"
-            )
+            expected = len(body["candidates"]) if "candidates" in body else body["k"]
+            out.wrong += len(answer["items"]) != expected
 
 
 async def ask_in_turn(load: Load, connections: int) -> Outcome:

@@ -165,6 +165,8 @@ class TrainSettings(Section):
     def _go_together(self) -> TrainSettings:
         if self.head == "mixture" and self.loss == "sampled":
             raise ValueError("head mixture has no loss sampled: use shared, full, in_batch or gbce")
+        if self.loss == "in_batch" and self.stochastic_length is not None:
+            raise ValueError("loss in_batch counts targets of whole windows, which stochastic_length cuts: use another")
         if self.warm_start is not None and self.refit:
             raise ValueError("warm_start needs refit: false, or the next night could not start from this model")
         return self

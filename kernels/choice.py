@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from typing import Literal, cast
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kernels.cpu import library as cpu_library
 
@@ -37,6 +39,20 @@ def choose_backend(device: torch.device | str, backend: str = "auto") -> tuple[B
     if obstacle:
         raise ValueError(f"backend {backend!r} does not run here: {obstacle}; auto takes {_choose_for(kind)[0]}")
     return cast("Backend", backend), "asked for"
+
+
+def is_plain_call(x: Tensor) -> bool:
+    """Whether a call with `x` is only to be computed: no gradient is wanted, and nobody records or imitates it.
+
+    Whoever traces (torch.compile, export, make_fx, jit.trace, fake tensors) has to see the registered operators.
+    """
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or _get_current_dispatch_mode() is not None
+        or type(x) not in (Tensor, torch.nn.Parameter)
+    )
 
 
 def _choose_for(kind: str) -> tuple[Backend, str]:

@@ -38,7 +38,7 @@ class TimeIndex:
             return self._kept[tile]
         rows, columns = tile.group.rows[:, tile.rows], tile.group.rows[:, tile.columns]
         gaps_GRC = self.next_timestamps[rows][:, :, None] - self.timestamps[columns][:, None, :]
-        lane = torch.arange(columns.shape[1]) % _NUM_LANES
+        lane = torch.arange(columns.shape[1], device=columns.device) % _NUM_LANES
         index = fast_time_buckets(gaps_GRC).add_(lane * NUM_TIME_BUCKETS).flatten()
         if self._keeps:
             self._kept[tile] = index
@@ -76,7 +76,7 @@ class PositionBias:
     def _index(self, tile: Tile, num_targets: Tensor) -> Tensor:
         group = tile.group
         history_end = group.lengths - num_targets[group.sequences]
-        position = torch.minimum(torch.arange(group.longest), history_end[:, None])
+        position = torch.minimum(torch.arange(group.longest, device=history_end.device), history_end[:, None])
         return len(self.weight) // 2 + position[:, None, tile.columns] - position[:, tile.rows, None]
 
 

@@ -79,7 +79,7 @@ class Visibility:
 
     def _allowed(self, tile: Tile) -> Tensor:
         """Return (G, R, C) bool; padding columns are hidden, padding rows are arbitrary."""
-        place = torch.arange(tile.group.longest)
+        place = torch.arange(tile.group.longest, device=tile.group.lengths.device)
         target_id = self.target_ids(tile.group)
         identity = (place - self.num_context + 1).clamp(min=0) if self.num_context else place
         identity = torch.minimum(identity, target_id)

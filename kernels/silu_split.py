@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.choice import choose_backend
+from kernels.choice import choose_backend, is_plain_call
 from kernels.cpu import library as cpu_library
 from kernels.cpu.library import empty_float32, pointer
 from kernels.cpu.rows import Rows
@@ -33,15 +33,12 @@ def silu_split(h_LC: Tensor, widths: Sequence[int], *, backend: str = "auto") ->
     """
     if h_LC.ndim != 2 or h_LC.shape[1] != sum(widths):
         raise ValueError(f"h has shape {tuple(h_LC.shape)}, expected (L, {sum(widths)}) for parts of {list(widths)}")
-    if not _is_for_training(h_LC) or choose_backend(h_LC.device, backend)[0] != "cpu":
+    # A compiler fuses plain torch by itself, and cannot look into the choice of a backend.
+    is_fused = not torch.compiler.is_compiling() and choose_backend(h_LC.device, backend)[0] == "cpu"
+    if not is_fused or h_LC.dtype != torch.float32 or is_plain_call(h_LC):
         return torch.split(torch.nn.functional.silu(h_LC), list(widths), dim=1)
     parts: Sequence[Tensor] = torch.ops.hstuflow.silu_split(h_LC, list(widths))
     return parts
-
-
-def _is_for_training(h: Tensor) -> bool:
-    # A compiler fuses plain torch by itself, and cannot look into the choice of a backend.
-    return torch.is_grad_enabled() and h.dtype == torch.float32 and not torch.compiler.is_compiling()
 
 
 def _forward(h: Tensor, widths: list[int]) -> list[Tensor]:

@@ -47,7 +47,7 @@ def fast_time_buckets(gaps: Tensor) -> Tensor:
     """
     magnitudes = gaps.abs()
     slices = _slice_of(magnitudes)
-    below, threshold = _slice_tables()
+    below, threshold = _slice_tables(gaps.device)
     passed = magnitudes >= threshold.index_select(0, slices.flatten()).view_as(gaps)
     return below.index_select(0, slices.flatten()).view_as(gaps).add_(passed)
 
@@ -58,12 +58,12 @@ def _slice_of(magnitudes: Tensor) -> Tensor:
 
 
 @cache
-def _slice_tables() -> tuple[Tensor, Tensor]:
+def _slice_tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return, a slice each, how many thresholds lie below it, and the one in it (2^63 - 1 where there is none)."""
-    thresholds = torch.tensor(TIME_THRESHOLDS, dtype=torch.int64)
+    thresholds = torch.tensor(TIME_THRESHOLDS, dtype=torch.int64, device="cpu")
     slices = _slice_of(thresholds)
-    num_slices = int(_slice_of(torch.tensor(2**63 - 1))) + 1
-    threshold = torch.full((num_slices,), 2**63 - 1).index_copy_(0, slices.long(), thresholds)
-    below = torch.searchsorted(slices, torch.arange(num_slices, dtype=torch.int32), right=True)
+    num_slices = int(_slice_of(torch.tensor(2**63 - 1, device="cpu"))) + 1
+    threshold = torch.full((num_slices,), 2**63 - 1, device="cpu").index_copy_(0, slices.long(), thresholds)
+    below = torch.searchsorted(slices, torch.arange(num_slices, dtype=torch.int32, device="cpu"), right=True)
     # The first two thresholds are both 2, and nothing else is in their slice: one counts as below it.
-    return below - (threshold < 2**63 - 1).long(), threshold
+    return (below - (threshold < 2**63 - 1).long()).to(device), threshold.to(device)

@@ -151,6 +151,16 @@ def test_equal_sorted_reversed_and_far_apart_times_equal_the_reference(backend, 
     assert_equals_reference(problem, backend)
 
 
+def test_a_row_between_times_half_a_century_apart_equals_the_reference(backend):
+    """One missing date is enough: 0, 1995 and 2020. The first row sees its own time, which is far from the newest."""
+    problem = replace(
+        make_problem([3], bias="time", max_len=3),
+        timestamps=torch.tensor([0, 790_000_000, 1_580_000_000]),
+        next_timestamps=torch.tensor([790_000_000, 1_580_000_000, 1_580_000_060]),
+    )
+    assert_equals_reference(problem, backend)
+
+
 def test_each_time_bucket_begins_at_its_threshold(backend):
     """Row 0 sees itself only: with one sequence per gap, each output shows its own entry of the table."""
     gaps = torch.tensor([gap for threshold in TIME_THRESHOLDS for gap in (threshold - 1, threshold)])

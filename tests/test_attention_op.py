@@ -1,8 +1,12 @@
 """The registered operator: what torch.library, torch.compile and torch.export need of it."""
 
+import warnings
+
 import pytest
 import torch
 from made_attention import make_problem
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 from kernels import RelativeBias, choose_backend, hstu_attention
@@ -90,6 +94,21 @@ def test_torch_export_keeps_the_operator_whole():
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets.count("hstuflow.attention.default") == 1
     torch.testing.assert_close(program.module()(*inputs), layer(*inputs))
+
+
+def test_without_gradients_who_traces_sees_the_operator_all_the_same():
+    layer, inputs = layer_and_inputs()
+    with torch.no_grad():
+        expected = layer(*inputs)
+        graph = make_fx(layer)(*inputs)
+        assert [str(node.target) for node in graph.graph.nodes].count("hstuflow.attention.default") == 1
+        torch.testing.assert_close(graph(*inputs), expected)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.testing.assert_close(torch.jit.trace(layer, inputs, check_trace=False)(*inputs), expected)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = layer(*(mode.from_tensor(x) for x in inputs))
+        assert fake.shape == expected.shape
 
 
 def test_without_gradients_the_backend_is_called_directly_and_gives_the_same():

@@ -13,8 +13,8 @@ from benchmarks import bench_service, load
 
 
 @contextmanager
-def serving(statuses):
-    """A server that answers with these statuses in turn, then with the last one; ten items each."""
+def serving(statuses, items=10):
+    """A server that answers with these statuses in turn, then with the last one; so many items each."""
     left = list(statuses)
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -23,7 +23,7 @@ def serving(statuses):
         def do_POST(self):
             self.rfile.read(int(self.headers["Content-Length"]))
             status = left.pop(0) if len(left) > 1 else left[0]
-            body = json.dumps({"items": [0] * 10}).encode()
+            body = json.dumps({"items": [0] * items}).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -61,6 +61,12 @@ def test_requests_start_by_the_clock_and_every_outcome_is_counted(capsys, tmp_pa
 def test_an_answer_with_the_wrong_number_of_items_is_wrong(capsys, tmp_path):
     with serving([200]) as url:
         found = run(capsys, tmp_path, url, [{"k": 9}, {"candidates": [1] * 10}], "--seconds", "0.2", "--rate", "50")
+    assert found["wrong"] == 5
+
+
+def test_an_answer_without_items_is_wrong(capsys, tmp_path):
+    with serving([200], items=0) as url:
+        found = run(capsys, tmp_path, url, [{"k": 9}], "--seconds", "0.1", "--rate", "50")
     assert found["wrong"] == 5
 
 

@@ -64,6 +64,11 @@ def test_other_dtypes_take_plain_torch(dtype):
     assert torch.equal(torch.cat(silu_split(h, [8, 12]), dim=1), silu(h))
 
 
+def test_a_backend_that_does_not_exist_is_refused_without_gradients_too():
+    with torch.no_grad(), pytest.raises(ValueError, match="backend is 'nonsense'"):
+        silu_split(torch.zeros(3, 20), [8, 12], backend="nonsense")
+
+
 def test_without_gradients_plain_torch_gives_the_same_within_2e6():
     h = normal(57, 30)
     with torch.no_grad():

@@ -64,3 +64,7 @@ def test_the_fast_look_up_agrees_with_the_definition(gaps):
 def test_the_fast_look_up_keeps_the_shape():
     assert fast_time_buckets(torch.zeros(2, 3, 4, dtype=torch.int64)).shape == (2, 3, 4)
     assert fast_time_buckets(torch.zeros(0, 5, dtype=torch.int64)).shape == (0, 5)
+
+
+def test_the_tables_are_where_the_gaps_are():
+    assert fast_time_buckets(torch.zeros(2, 3, dtype=torch.int64, device="meta")).device.type == "meta"

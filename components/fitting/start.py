@@ -2,7 +2,7 @@
 
     start = read_start(find_tagged("hstuflow:8d9ebf9213d6d8eb"))
     refuse(start, "hstu", settings, sequences)
-    trainer = Trainer(settings, "hstu", sequences, device, start=start)
+    start.put_into(trainer.model, keys)
 
 Only a model that saw nothing of today's validation and test part may be one, or validation would choose the epoch by
 events that the weights know; and none that saw somebody who has been forgotten since.
@@ -22,11 +22,10 @@ from components.checkpoint import SHAPE, load_model, settings_of
 from components.errors import StateError
 from components.files import reading
 from components.fitting.runs import Weights
+from components.model.quantized import ITEM_TABLE
 
 if TYPE_CHECKING:
     from components.settings import TrainSettings
-
-ITEM_TABLE = "embedding.item.weight"  # (X, D), of every model
 
 
 @dataclass(frozen=True)

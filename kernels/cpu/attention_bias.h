@@ -175,7 +175,9 @@ private:
         common_bucket_[place / WIDTH] = int16_t(first == last ? first : -1);
         if (first == last) return broadcast(problem_.time_weight[first]);
         uint8_t* buckets = bucket_of_score_ + place;
-        if (farthest >= MOST_SECONDS) return look_up(row, column, buckets);
+        // A row between two times that are far apart is near to both, and their ages are cut off all the same.
+        if (farthest >= MOST_SECONDS || since_oldest - since_newest >= MOST_SECONDS)
+            return look_up(row, column, buckets);
         return compare(int32_t(since_newest), column, first, last, buckets);
     }
 
