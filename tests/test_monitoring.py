@@ -177,6 +177,34 @@ def test_later_events_have_the_ids_that_the_service_used(tmp_path, has_keys):
     }
 
 
+def write_log(folder, rows, part="part-0"):
+    """Write rows of (user, item, seconds after NOW) as one file of the log."""
+    users, items, seconds = zip(*rows, strict=True)
+    columns = {"user_id": users, "item_id": items, "timestamp": [NOW + second for second in seconds]}
+    table = pa.table(columns | {"action": ["event"] * len(rows), "rating": pa.nulls(len(rows), pa.float32())})
+    write_partitions(folder, table.cast(INTERACTIONS), part)
+
+
+def test_later_events_of_a_month_in_several_parts_are_in_order_of_time_ties_in_that_of_the_parts(tmp_path):
+    write_log(tmp_path, [(1, 50, 10), (1, 51, 30), (1, 52, 40)], "app")
+    write_log(tmp_path, [(1, 60, 5), (1, 61, 30), (1, 62, 35)], "web")
+    asked = [make(user="1", items=("60",)), make(user="1", when=NOW + 10, items=("51",))]
+    found = outcomes.read_later(tmp_path, asked)
+    times, items = found["1"]
+    assert (times - NOW).tolist() == [5, 10, 30, 30, 35, 40]
+    assert items == ["60", "50", "51", "61", "62", "52"]
+    assert outcomes.measure_hits(asked, found, horizon=50, confidence=0.95).next["value"] == 1
+
+
+def test_what_is_no_number_is_nobody_in_a_log_of_numbers(tmp_path):
+    least, most = -(2**63), 2**63 - 1
+    write_log(tmp_path, [(user, 50, 5) for user in (-5, 0, 3, 10, least, most)])
+    strange = ["--5", "-", "", "٣", "-٣", "²", "1_0", "+3", " 3", "3\n", "03", "-0", str(least - 1), str(most + 1)]
+    asked = [make(user=user) for user in [*strange, "9" * 18, "9" * 5_000, "-" * 5_000 + "1", "-5", "0", str(most)]]
+    assert set(outcomes.read_later(tmp_path, asked)) == {"-5", "0", str(most)}
+    assert set(outcomes.read_later(tmp_path, [make(user=str(least))])) == {str(least)}
+
+
 @pytest.fixture
 def reference(tmp_path):
     catalogue = load_catalogue(write_checkpoint(tmp_path / "model", KEYS), key_type="string")

@@ -6,6 +6,7 @@ Shapes: U users with outcomes.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from components.metrics import bootstrap_interval
 DAY = 86_400
 TENTHS = 10
 _TODO = "Run `dvc checkout --force data.dvc`, or `python -m components ingest --replace`"
+
+# An int64 id as text. `int` takes "٣" and "1_0" too, and raises for 5,000 digits: whoever asks chooses these words.
+_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 Later = dict[str, tuple[np.ndarray, list[str]]]  # user -> times, ascending, and items, all by the user's own ids
 
@@ -52,6 +56,8 @@ def read_later(data: Path, requests: Iterable[Request]) -> Later:
         columns = (table[name].to_pylist() for name in ("user", "timestamp", "item"))
         for user, when, item in zip(*columns, strict=True):
             found[user].append((when, item))
+    for rows in found.values():  # the parts of a month overlap; of one time, their order stays: that of the log
+        rows.sort(key=lambda row: row[0])
     return {user: (np.array([t for t, _ in rows]), [item for _, item in rows]) for user, rows in found.items()}
 
 
@@ -120,8 +126,8 @@ def _numbers_of(data: Path, users: list[str]) -> pa.Array:
     """Return the numbers in the log of users by their own ids; who is not in it has none."""
     keys = read_key_table(data, "user")
     if keys is None:
-        numbers = [int(user) for user in users if user.lstrip("-").isdecimal() and len(user) <= 18]
-        return pa.array(numbers, pa.int64())
+        numbers = [int(user) for user in users if _NUMBER.fullmatch(user)]
+        return pa.array([number for number in numbers if -(2**63) <= number < 2**63], pa.int64())
     return keys.filter(pc.is_in(keys["key"], value_set=pa.array(users, pa.string())))["id"].combine_chunks()
 
 
