@@ -9,6 +9,7 @@ secret, and is written nowhere. Nobody to tell is no failure: a night never fail
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import urllib.error
@@ -41,7 +42,7 @@ def alert(event: Event, where: str, text: str) -> bool:
             return True
     except urllib.error.HTTPError as error:
         _log.error("the alert did not arrive: %s answered %d", WEBHOOK, error.code)
-    except (OSError, ValueError) as error:  # a message of ValueError would show the address
+    except (OSError, ValueError, http.client.HTTPException) as error:  # their messages may show the address
         _log.error("the alert did not arrive: %s cannot be reached (%s)", WEBHOOK, type(error).__name__)
     return False
 

@@ -10,13 +10,14 @@ import sys
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.alerts import alert_of_failure
 from flows.artifacts import publish
 from flows.commands import run_command
 from flows.run_log import hide_expected_tracebacks
 from flows.stages import HOUR
 
 
-@flow(name="hstuflow-scoring", persist_result=False)
+@flow(name="hstuflow-scoring", persist_result=False, on_failure=[alert_of_failure], on_crashed=[alert_of_failure])
 def scoring_flow(k: int = 20, out: str = "artifacts/scores", replace: bool = True) -> None:
     """Write the top k of every user by the champion.
 

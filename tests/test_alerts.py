@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from prefect.logging import disable_run_logger
 
-from flows import monitoring, training
+from flows import monitoring, scoring, training
 from flows.alerts import WEBHOOK, alert, alert_of_failure
 
 SECRET = "T0K3N"
@@ -55,7 +55,7 @@ def test_a_failed_run_alerts_with_its_own_sentence(webhook):
     assert "train: loss is not finite" in body["text"]
 
 
-@pytest.mark.parametrize("flow", [training.training_flow, monitoring.monitoring_flow])
+@pytest.mark.parametrize("flow", [training.training_flow, monitoring.monitoring_flow, scoring.scoring_flow])
 def test_failures_and_crashes_of_the_flows_alert(flow):
     assert flow.on_failure_hooks == [alert_of_failure]
     assert flow.on_crashed_hooks == [alert_of_failure]
@@ -75,12 +75,42 @@ def test_a_webhook_that_refuses_is_no_failure_and_its_address_stays_secret(webho
     assert SECRET not in caplog.text
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:{port}/T0K3N", "no address T0K3N", "ftp//T0K3N"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:{port}/T0K3N",
+        "no address T0K3N",
+        "ftp//T0K3N",
+        "http://127.0.0.1:{port}/T0K3N /x",
+        "http://127.0.0.1:T0K3N/",
+        "http://127.0.0.1:{port}/T0K3N/\N{SNOWMAN}",
+        "http://[T0K3N/",
+    ],
+)
 def test_a_webhook_that_cannot_be_reached_is_no_failure_and_its_address_stays_secret(monkeypatch, caplog, address):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         monkeypatch.setenv(WEBHOOK, address.format(port=probe.getsockname()[1]))  # bound, and nobody listens
         assert not alert("failed", "night", "why")
+    assert "the alert did not arrive" in caplog.text
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("answer", [b"T0K3N what is this?\r\n\r\n", b"", b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200])
+def test_a_webhook_that_speaks_no_http_is_no_failure_and_what_it_says_is_not_logged(monkeypatch, caplog, answer):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        monkeypatch.setenv(WEBHOOK, f"http://127.0.0.1:{server.getsockname()[1]}/{SECRET}")
+        assert not alert("failed", "night", "why")
+        thread.join()
     assert "the alert did not arrive" in caplog.text
     assert SECRET not in caplog.text
 
