@@ -207,6 +207,38 @@ def test_a_full_disk_stops_nobody_and_is_counted_and_writing_goes_on_afterwards(
     assert len([record for record in caplog.records if "not logged" in record.message]) == 1
 
 
+@pytest.mark.parametrize("where", ["after a failure", "at the end of a day"])
+def test_a_file_that_cannot_be_closed_stops_nobody(log, monkeypatch, where):
+    add(log)
+    await_rows(log.folder, 1)
+    file = log._file.descriptor
+    close, closed = os.close, []
+
+    def fail(descriptor):
+        close(descriptor)
+        if descriptor == file and not closed:
+            closed.append(descriptor)
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    def full(*_):
+        monkeypatch.setattr(request_log.os, "write", write)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write = os.write
+    monkeypatch.setattr(request_log.os, "close", fail)
+    if where == "after a failure":
+        failed = count("failed")
+        monkeypatch.setattr(request_log.os, "write", full)
+        add(log)
+        while count("failed") == failed and log._thread.is_alive():
+            time.sleep(0.01)
+    add(log, user_id="later", when=DAY + 5.0)
+    while len(rows := rows_of(log.folder)) < 2 and log._thread.is_alive():
+        time.sleep(0.01)
+    assert [row["user_id"] for row in rows] == ["ann", "later"]
+    assert closed == [file]
+
+
 def test_a_torn_last_line_is_left_out_and_goes_when_somebody_is_forgotten(log):
     for name in ("ann", "bob"):
         add(log, user_id=name)

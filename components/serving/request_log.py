@@ -31,7 +31,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -177,9 +177,10 @@ class RequestLog:
         return self._file
 
     def _leave_file(self) -> None:
-        if self._file is not None:
-            os.close(self._file.descriptor)
-        self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # a quota, a failing disk; closed it is even so (close(2))
+                os.close(file.descriptor)
 
 
 def _take(rows: queue.Queue[Row], most: int) -> list[Row]:
