@@ -36,7 +36,7 @@ def monitoring_flow(requests: str = "requests", train: bool = True) -> str:
         What came of it, in a few words.
     """
     hide_expected_tracebacks()
-    if not Path(requests).exists():
+    if not any(Path(requests).glob("*/*.jsonl")):
         get_run_logger().info("there is no log of requests at %s: start the service with HSTUFLOW_REQUESTS", requests)
         return "no log of requests"
     past = compare(requests)

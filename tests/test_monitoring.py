@@ -2,6 +2,7 @@
 
 import json
 from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -311,7 +312,8 @@ def flow(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("past", "deployments"), [([], []), (["hit_rate"], [("hstuflow/nightly", 0)])])
 def test_past_a_limit_the_flow_starts_the_training_and_does_not_wait_for_it(flow, tmp_path, past, deployments):
-    (tmp_path / "requests").mkdir()
+    (tmp_path / "requests" / "2026-01-01").mkdir(parents=True)
+    (tmp_path / "requests" / "2026-01-01" / "x.jsonl").touch()
     flow.past = past
     outcome = flows.monitoring.monitoring_flow.fn("requests")
     assert flow.commands == [["components", "monitor", "--requests", "requests"], "monitor"]
@@ -321,11 +323,15 @@ def test_past_a_limit_the_flow_starts_the_training_and_does_not_wait_for_it(flow
 
 def test_without_a_log_of_requests_the_flow_says_so_and_does_nothing(flow):
     assert flows.monitoring.monitoring_flow.fn("requests") == "no log of requests"
+    with closing(RequestLog(Path("requests"))) as log:
+        log.forget("ann")  # before the first request
+    assert flows.monitoring.monitoring_flow.fn("requests") == "no log of requests"
     assert (flow.commands, flow.deployments) == ([], [])
 
 
 def test_the_flow_may_leave_the_training_to_a_person(flow, tmp_path):
-    (tmp_path / "requests").mkdir()
+    (tmp_path / "requests" / "2026-01-01").mkdir(parents=True)
+    (tmp_path / "requests" / "2026-01-01" / "x.jsonl").touch()
     flow.past = ["hit_rate"]
     assert flows.monitoring.monitoring_flow.fn("requests", train=False) == "past the limit: hit_rate"
     assert flow.deployments == []

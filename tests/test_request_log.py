@@ -1,6 +1,7 @@
 """The log of requests: what a row holds, what a kill leaves, what is dropped, and that the forgotten are gone."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -137,6 +138,135 @@ def test_forgetting_reaches_the_files_of_another_writer_which_goes_on_in_a_new_o
         assert sorted(row["user_id"] for row in await_rows(log.folder, 4)) == ["bob", "bob", "cid", "cid"]
 
 
+def test_rows_that_wait_in_another_process_are_written_without_a_user_who_is_forgotten_meanwhile(log):
+    with closing(RequestLog(log.folder)) as other:
+        add(other, user_id="bob")
+        await_rows(log.folder, 1)
+        before = other.generation
+        with other._writing:  # its disk is slow
+            add(other, user_id="ann", items=["what ann was shown"])
+            add(other, user_id="bob")
+            assert log.forget("ann") == 0
+        add(other, user_id="ann", generation=before)  # was in flight
+        add(other, user_id="bob", generation=before)
+        add(other, user_id="ann", back=True)
+        rows = await_rows(log.folder, 6)
+    assert sorted(str(row["user_id"]) for row in rows) == ["None", "None", "ann", "bob", "bob", "bob"]
+    assert [row for row in rows if row["user_id"] == "ann"] == [{"time": 1_000.0, "user_id": "ann", "back": True}]
+
+
+@pytest.mark.parametrize("moment", ["before its lock", "after its file was rewritten"])
+def test_no_moment_of_another_writer_is_missed(log, monkeypatch, moment):
+    """Forgetting comes between two steps of a writer, and a writer between two steps of forgetting."""
+    with closing(RequestLog(log.folder)) as other:
+        flock, rewrite, began, done = fcntl.flock, request_log._rewrite, other.generation, []
+        for name in ("ann", "bob"):
+            add(other, user_id=name)
+        await_rows(log.folder, 2)
+
+        def forget_first(descriptor, operation):
+            if threading.current_thread() is other._thread:
+                monkeypatch.setattr(request_log.fcntl, "flock", flock)
+                done.append(log.forget("ann"))
+            flock(descriptor, operation)
+
+        def write_afterwards(path, user_id):
+            done.append(rewrite(path, user_id))
+            add(other, user_id="ann", generation=began)
+            await_rows(log.folder, 2)
+            return done[0]
+
+        if moment == "before its lock":
+            monkeypatch.setattr(request_log.fcntl, "flock", forget_first)
+            add(other, user_id="ann")
+        else:
+            monkeypatch.setattr(request_log, "_rewrite", write_afterwards)
+            log.forget("ann")
+        while not done:
+            time.sleep(0.01)
+        rows = await_rows(log.folder, 2)
+    assert (done, {row["user_id"] for row in rows}) == ([1], {"bob", None})
+
+
+def test_each_of_several_forgotten_users_is_left_out_by_a_writer_who_looks_later_and_one_who_looks_in_between(log):
+    with closing(RequestLog(log.folder)) as other:
+        before = other.generation
+        for number, name in enumerate(("ann", "é\n", 'a"n,n')):
+            log.forget(name)
+            add(other, user_id=name, generation=before)
+            await_rows(log.folder, number + 1)
+        for name in ("ann", "é\n", 'a"n,n'):
+            add(log, user_id=name, generation=before)
+        assert {row["user_id"] for row in await_rows(log.folder, 6)} == {None}
+
+
+def test_a_mark_names_nobody_is_its_owners_alone_and_goes_after_an_hour(log, monkeypatch):
+    for name in ("ann", "bob"):
+        log.forget(name)
+    (path,) = (file for file in log.folder.iterdir() if file.is_file())
+    assert (path.stat().st_mode & 0o777, len(path.read_bytes().splitlines())) == (0o600, 2)
+    assert b"ann" not in path.read_bytes()
+    later = time.monotonic_ns() + 3_600 * 10**9
+    monkeypatch.setattr(request_log.time, "monotonic_ns", lambda: later)
+    log.forget("cid")
+    assert len(path.read_bytes().splitlines()) == 1
+
+
+def test_marks_of_before_a_restart_of_the_host_and_a_damaged_file_of_them_stop_nothing(log, monkeypatch):
+    before = log.generation
+    monkeypatch.setattr(request_log.time, "monotonic_ns", lambda: before + 10**15)
+    log.forget("ann")
+    monkeypatch.undo()  # started again: the clock is back
+    add(log, user_id="ann")
+    assert [row["user_id"] for row in await_rows(log.folder, 1)] == ["ann"]
+    (path,) = (file for file in log.folder.iterdir() if file.is_file())
+    path.write_bytes(b"\xff" + b"9" * 5_000 + b" " + b"0" * 64 + b"\n\0")
+    add(log, user_id="bob")
+    assert len(await_rows(log.folder, 2)) == 2
+    assert log.forget("ann") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of others")
+def test_who_forgets_as_root_leaves_files_that_the_owner_of_the_folder_can_read(log):
+    for name in ("ann", "bob"):
+        add(log, user_id=name)
+    await_rows(log.folder, 2)
+    for path in (log.folder, *log.folder.iterdir()):
+        os.chown(path, 4_711, 4_712)
+    log.forget("ann")
+    paths = [path for path in log.folder.rglob("*") if path.is_file()]
+    assert [(path.stat().st_uid, path.stat().st_gid) for path in paths] == [(4_711, 4_712)] * 2
+
+
+def keep_serving(folder, ended):
+    """Log requests of two users as fast as it goes, each with the moment when it began."""
+    with closing(RequestLog(folder)) as log:
+        while not ended.is_set():
+            began = [log.generation for _ in range(50)]
+            time.sleep(0.0005)
+            for number, moment in enumerate(began):
+                add(log, user_id=("ann", "bob")[number % 2], generation=moment, began=moment)
+
+
+def test_once_forgetting_has_returned_no_process_writes_a_request_of_before(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ended = context.Event()
+    writers = [context.Process(target=keep_serving, args=(tmp_path, ended)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    with closing(RequestLog(tmp_path)) as log:
+        for _ in range(5):
+            await_rows(tmp_path, len(rows_of(tmp_path)) + 500)
+            before = log.generation
+            log.forget("ann")
+    ended.set()
+    for writer in writers:
+        writer.join()
+    began = {name: [row["began"] for row in rows_of(tmp_path) if row["user_id"] == name] for name in ("ann", "bob")}
+    assert min(began["ann"], default=before) >= before
+    assert min(began["bob"]) < before
+
+
 def test_two_writers_who_write_and_forget_at_once_lose_nothing_and_keep_nothing(log):
     ended = threading.Event()
 
@@ -160,8 +290,6 @@ def test_two_writers_who_write_and_forget_at_once_lose_nothing_and_keep_nothing(
         ended.set()
         for thread in threads:
             thread.join()
-        log.forget("ann")
-        other.forget("ann")
     log.close()
     numbers = Counter(row["n"] for row in rows_of(log.folder) if "n" in row)
     assert numbers == Counter(number for most in added.values() for number in range(most))

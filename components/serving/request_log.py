@@ -9,24 +9,35 @@
 num_events     events (of a stored history: of all that is stored), of which the model was given the latest num_read
 num_unknown    of these, items that the model does not know; last_item: the latest that it knows, null without one
 items, scores  the first MAX_ITEMS; the score of a popular item is null
-user_id        null where the history came with the request, or the user was forgotten meanwhile
+user_id        null where the history came with the request, or the user was forgotten before the row was written
 
 A request hands its row over and goes on; a thread of the log's own turns it into text and writes. What comes faster
 than that is dropped and counted. A file is only ever appended to by the process that made it, a batch of whole lines a
 write, so that after a kill -9 at most its last line is torn; the reader (components/drift/requests.py) leaves
 such a line out.
 Forgetting a user rewrites the files that hold rows of theirs, other processes' files too: whoever writes or rewrites a
-file holds its lock, and a writer whose file was replaced goes on in a new one.
+file holds its lock, and a writer whose file was replaced goes on in a new one. Rows that are in no file yet, of
+requests in flight or in the queue of any process, are caught by a mark:
+
+    <folder>/.forgotten       a line each: when, in ns of the monotonic clock, and SHA-256 of that and the user's id
+
+It is made before any file is looked at, and a writer looks for it with its own file locked. So a batch is either in the
+file before that is rewritten, or its writer knows the mark, and leaves the id out of rows whose requests began before.
+The monotonic clock is one for all processes under a kernel, containers too, and is never set back; hosts cannot share a
+folder. The next mark that is an hour younger takes a mark's place: a request ends after 10 s, its row waits 0.2 s. One
+that seems to lie ahead is from before a restart of the host and says nothing.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import queue
+import re
 import secrets
 import threading
 import time
@@ -49,10 +60,14 @@ MAX_WAITING = 2_000  # rows not written yet: 20 MB at most, and 20 s of a disk t
 MAX_FILE_BYTES = 64 << 20
 _BATCH = 500
 _SECONDS_BETWEEN_WRITES = 0.2  # rows of so long are written together
+_MARKS = ".forgotten"
+_MARK = re.compile(rb"^(\d{1,19}) ([0-9a-f]{64})$", re.MULTILINE)
+_HOUR = 3_600 * 10**9  # ns
 
 log = logging.getLogger("hstuflow.service")
 
 Row = dict[str, Any]
+Mark = tuple[int, str]  # when somebody was forgotten, and whom: `_hash`
 
 
 class RequestLogError(HstuflowError):
@@ -75,9 +90,9 @@ class RequestLog:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.generation = 0  # moves on whenever somebody is forgotten
-        self._rows: queue.Queue[Row] = queue.Queue(MAX_WAITING)
-        self._handing = threading.Lock()  # of rows over: short, requests take it
+        self._rows: queue.Queue[tuple[Row, int]] = queue.Queue(MAX_WAITING)
+        self._marks: list[Mark] = []
+        self._marks_read: tuple[int, int, int] | None = None  # of which file: two in a row are two inodes
         self._writing = threading.Lock()
         self._file: _File | None = None
         self._is_failing = False
@@ -85,18 +100,20 @@ class RequestLog:
         self._thread = threading.Thread(target=self._keep_writing, name="requests", daemon=True)
         self._thread.start()
 
+    @property
+    def generation(self) -> int:
+        """Now, for `add`: nanoseconds of the clock that all processes of a host share."""
+        return time.monotonic_ns()
+
     def add(self, row: Row, generation: int) -> None:
         """Hand a row over; `generation` is that from before its user's history was read.
 
-        Where somebody was forgotten since, that may be this user: the row is kept without the id.
+        Where the user was forgotten since, by any process, the row is kept without the id.
         """
-        with self._handing:
-            if generation != self.generation:
-                row["user_id"] = None
-            try:
-                self._rows.put_nowait(row)
-            except queue.Full:
-                LOGGED.labels("dropped").inc()
+        try:
+            self._rows.put_nowait((row, generation))
+        except queue.Full:
+            LOGGED.labels("dropped").inc()
 
     def forget(self, user_id: str) -> int:
         """Delete the rows of a user in all files of the folder; return how many there were.
@@ -104,11 +121,10 @@ class RequestLog:
         Raises:
             RequestLogError: some may be left; try again.
         """
-        with self._handing:
-            self.generation += 1
         try:
             with self._writing:
                 self._write_waiting()
+                _mark(self.folder, user_id)
                 return sum(_rewrite(file, user_id) for file in sorted(self.folder.glob("*/*.jsonl")))
         except OSError as error:
             log.warning("rows of a forgotten user are left in the log of requests: %s", error)
@@ -142,12 +158,27 @@ class RequestLog:
                 LOGGED.labels("written").inc(len(rows))
                 self._is_failing = False
 
-    def _write(self, rows: Sequence[Row]) -> None:
-        lines = b"".join(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in rows)
-        with self._locked_file(rows[0]["time"]) as descriptor:
+    def _write(self, rows: Sequence[tuple[Row, int]]) -> None:
+        with self._locked_file(rows[0][0]["time"]) as descriptor:
+            self._leave_out_forgotten(rows)
+            lines = b"".join(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row, _ in rows)
             view = memoryview(lines)
             while view:  # a write may be cut short by a signal or a quota
                 view = view[os.write(descriptor, view) :]
+
+    def _leave_out_forgotten(self, rows: Sequence[tuple[Row, int]]) -> None:
+        """Take the id out of rows whose user was forgotten after their request began; the file is locked."""
+        path = self.folder / _MARKS
+        with suppress(FileNotFoundError):
+            found = path.stat()
+            if (key := (found.st_ino, found.st_mtime_ns, found.st_size)) != self._marks_read:
+                self._marks, self._marks_read = _parse_marks(path.read_bytes()), key
+        first = min(began for _, began in rows)
+        marks = [mark for mark in self._marks if first <= mark[0]]  # of most batches none
+        for row, began in rows if marks else ():
+            user_id = row["user_id"]
+            if user_id is not None and any(began <= when and _hash(when, user_id) == who for when, who in marks):
+                row["user_id"] = None
 
     @contextmanager
     def _locked_file(self, when: float) -> Iterator[int]:
@@ -183,8 +214,8 @@ class RequestLog:
                 os.close(file.descriptor)
 
 
-def _take(rows: queue.Queue[Row], most: int) -> list[Row]:
-    taken: list[Row] = []
+def _take(rows: queue.Queue[tuple[Row, int]], most: int) -> list[tuple[Row, int]]:
+    taken: list[tuple[Row, int]] = []
     while len(taken) < most:
         try:
             taken.append(rows.get_nowait())
@@ -211,18 +242,48 @@ def _rewrite(path: Path, user_id: str) -> int:
         kept = [line for line in lines if needle not in line and line.endswith(b"\n")]
         if len(kept) == len(lines):
             return 0
-        with replacing_file(path) as temporary:
-            temporary.write_bytes(b"".join(kept))
-        path.chmod(0o600)
+        _replace(path, b"".join(kept))
     return len(lines) - len(kept)
 
 
+def _mark(folder: Path, user_id: str) -> None:
+    """Let all writers of a folder know that a user is forgotten; marks that nobody needs go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _MARKS
+    with _locked(path, "a+b"):
+        now = time.monotonic_ns()
+        marks = [mark for mark in _parse_marks(path.read_bytes()) if mark[0] > now - _HOUR]
+        marks.append((now, _hash(now, user_id)))
+        _replace(path, "".join(f"{when} {who}\n" for when, who in marks).encode())
+
+
+def _parse_marks(content: bytes) -> list[Mark]:
+    """Return the marks, without those from before a restart of the host."""
+    now = time.monotonic_ns()
+    marks = [(int(when), who.decode()) for when, who in _MARK.findall(content)]
+    return [mark for mark in marks if mark[0] <= now]
+
+
+def _hash(when: int, user_id: str) -> str:
+    return hashlib.sha256(f"{when} {json.dumps(user_id)}".encode()).hexdigest()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Replace a file by one that the owner of its folder may read, whoever forgets (maybe root), and nobody else."""
+    with replacing_file(path) as temporary:
+        temporary.write_bytes(content)
+        owner = path.parent.stat()
+        with suppress(OSError):
+            os.chown(temporary, owner.st_uid, owner.st_gid)
+    path.chmod(0o600)
+
+
 @contextmanager
-def _locked(path: Path) -> Iterator[IO[bytes] | None]:
+def _locked(path: Path, mode: str = "rb") -> Iterator[IO[bytes] | None]:
     """Yield the file that a path names, locked; None where it is gone."""
     while True:
         try:
-            file = path.open("rb")
+            file = path.open(mode)
         except FileNotFoundError:
             yield None
             return
