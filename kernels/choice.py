@@ -49,7 +49,7 @@ def is_plain_call(x: Tensor) -> bool:
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
         or _get_current_dispatch_mode() is not None
         or type(x) not in (Tensor, torch.nn.Parameter)
     )
