@@ -58,6 +58,20 @@ def test_sections_that_do_not_fit_together_are_said(params: Path, old: str, new:
         load_settings(params)
 
 
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ("{loss: in_batch, stochastic_length: 1.6}", "loss in_batch counts targets of whole windows"),
+        ("{head: mixture, loss: sampled}", "head mixture has no loss sampled"),
+        ('{warm_start: "hstuflow:1", refit: true}', "warm_start needs refit: false"),
+    ],
+)
+def test_settings_of_a_training_that_do_not_go_together_are_said(params: Path, tmp_path: Path, keys, sentence):
+    (tmp_path / "recipe.yaml").write_text(f"train: {{hstu: {keys}}}\n")
+    with pytest.raises(SettingsError, match=sentence):
+        use_recipe(tmp_path / "recipe.yaml", params)
+
+
 def test_a_missing_or_broken_file_says_so(tmp_path: Path):
     with pytest.raises(SettingsError, match="no such file"):
         load_settings(tmp_path / "params.yaml")
