@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_sources import ARCHIVES, serve, write_zip
@@ -81,6 +82,15 @@ def with_items(content: str) -> Bad:
     def write(folder: Path) -> list[str]:
         (folder / "items.csv").write_text(content)
         return [*table(GOOD, "log.csv")(folder), "--items", "items.csv"]
+
+    return write
+
+
+def with_genres(values: object) -> Bad:
+    def write(folder: Path) -> list[str]:
+        rows = {"item_id": range(1, 4), "genres": values}
+        pq.write_table(pa.table(rows), folder / "items.parquet")
+        return [*table(GOOD, "log.csv")(folder), "--items", "items.parquet"]
 
     return write
 
@@ -168,6 +178,14 @@ BAD: dict[str, tuple[Bad, str]] = {
     "no such file": (lambda _: ["--source", "table", "--path", "none.csv"], "none.csv: no such file"),
     "no file matches": (lambda _: ["--source", "table", "--path", "none-*.csv"], "none-*.csv: no file matches"),
     "bad item table": (with_items("item_id,title\n,x\n"), "items.csv, line 2, column item_id: is missing"),
+    "genres that are objects": (
+        with_genres([None, [{"name": "Drama"}], []]),
+        "items.parquet, row 2, column genres: cannot be text: observed [{'name': 'Drama'}], expected text or a list",
+    ),
+    "genres that are bytes": (
+        with_genres([b"Drama", None, b"\xff"]),
+        "items.parquet, row 3, column genres: cannot be text: observed b'\\xff'",
+    ),
     "bad mapping": (table(GOOD, "bad.csv", "--columns", "user_id"), "--columns: cannot be read"),
     "unknown canonical name": (table(GOOD, "bad.csv", "--columns", "user=user_id"), "maps the unknown column 'user'"),
 }

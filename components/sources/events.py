@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.sources.cells import Cells, TableFile, first_failure
+from components.sources.cells import Cells, TableFile, first_failure, first_true
 from components.sources.ids import IdColumn
 from components.sources.times import TimeColumn, Times
 
@@ -87,12 +87,16 @@ def read_events(
 
 
 def read_item_table(files: Iterable[tuple[TableFile, Mapping[str, str]]]) -> ItemTable:
-    """Read an item table: `item_id` and text columns, a list of genres joined by '|'."""
+    """Read an item table: `item_id` and text columns, a list of genres joined by '|'.
+
+    Raises:
+        InputError: an id that cannot be one, a column that cannot be text.
+    """
     ids, parts = IdColumn(), []
     for file, columns in files:
         for cells in _batches(file, columns):
             ids.add(cells["item_id"])
-            parts.append(pa.table({name: _as_text(cells[name].values) for name in columns if name != "item_id"}))
+            parts.append(pa.table({name: _as_text(cells[name]) for name in columns if name != "item_id"}))
     return ItemTable(ids, pa.concat_tables(parts, promote_options="default") if parts else ItemTable().fields)
 
 
@@ -113,7 +117,7 @@ def parse_ratings(cells: Cells) -> pa.Array:
 
 
 def _parse_actions(cells: Cells, default: str) -> pa.Array:
-    text = _as_text(cells.values).fill_null("")
+    text = _as_text(cells).fill_null("")
     return pc.if_else(pc.equal(text, ""), default, text).dictionary_encode()
 
 
@@ -128,7 +132,19 @@ def _batches(file: TableFile, columns: Mapping[str, str]) -> Iterable[dict[str, 
         row += batch.num_rows
 
 
-def _as_text(values: pa.Array) -> pa.Array:
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+def _as_text(cells: Cells) -> pa.Array:
+    """Return text; raises InputError at a cell that can be none."""
+    try:
+        return _join(cells.values)
+    except pa.ArrowInvalid:  # bytes that are no UTF-8
+        bad = first_failure(cells.values, _join)
+    except pa.ArrowNotImplementedError:  # structs, maps, lists of them
+        bad = first_true(cells.values.is_valid()) or 0
+    raise cells.error(bad, "cannot be text", expected=f"text or a list of texts instead of {cells.values.type}")
+
+
+def _join(values: pa.Array) -> pa.Array:
+    kind = values.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         values = pc.binary_join(values.cast(pa.list_(pa.string())), "|")
     return pc.utf8_trim_whitespace(values.cast(pa.string()))
