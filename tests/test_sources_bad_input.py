@@ -78,10 +78,10 @@ def cut_parquet(folder: Path) -> list[str]:
     return table((folder / "whole.parquet").read_bytes()[:-9], "bad.parquet")(folder)
 
 
-def with_items(content: str) -> Bad:
+def with_items(content: str, name: str = "items.csv") -> Bad:
     def write(folder: Path) -> list[str]:
-        (folder / "items.csv").write_text(content)
-        return [*table(GOOD, "log.csv")(folder), "--items", "items.csv"]
+        (folder / name).write_text(content)
+        return [*table(GOOD, "log.csv")(folder), "--items", name]
 
     return write
 
@@ -181,6 +181,10 @@ BAD: dict[str, tuple[Bad, str]] = {
     "genres that are objects": (
         with_genres([None, [{"name": "Drama"}], []]),
         "items.parquet, row 2, column genres: cannot be text: observed [{'name': 'Drama'}], expected text or a list",
+    ),
+    "json genres that are objects": (
+        with_items('{"item_id":1,"genres":null}\n{"item_id":2,"genres":[{"name":"Drama"}]}\n', "items.jsonl"),
+        "items.jsonl, line 2, column genres: cannot be text: observed [{'name': 'Drama'}], expected text or a list",
     ),
     "genres that are bytes": (
         with_genres([b"Drama", None, b"\xff"]),

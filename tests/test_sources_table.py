@@ -164,6 +164,41 @@ def test_lists_of_genres_are_joined(tmp_path: Path):
         assert items.fields.to_pylist() == [{"title": "Up", "genres": "Comedy|Drama"}]
 
 
+@pytest.mark.parametrize(
+    ("lists", "between"),
+    [
+        ([["Comedy", "Drama"], ["Drama"]], "\n"),
+        ([["Comedy", "Drama"], ["Drama"]], "\n\n"),
+        ([None] * 1000 + [["Comedy", "Drama"]], "\n"),
+        ([["Comedy", None, "Drama"], [None], [], None, ["Drama", None]], "\n"),
+        ([["Comedy", None, "Drama"], [None], [], None, ["Drama", None]], "\n\n"),
+        ([[], []], "\n\n"),
+        ([[1, 2], [3]], "\n"),
+        ([["Drama", 2, None], "Comedy|Drama", None], "\n"),
+    ],
+    ids=["plain", "blank line", "late", "nulls", "nulls and blank line", "nothing in them", "numbers", "mixed"],
+)
+def test_lists_in_json_lines_are_joined_whichever_way_their_block_is_read(tmp_path: Path, lists, between):
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n1,5,1700000000\n")
+    rows = [{"item_id": number, "genres": one} for number, one in enumerate(lists)]
+    (tmp_path / "items.jsonl").write_text(between.join(map(json.dumps, rows)))
+    items = read(tmp_path / "log.csv", tmp_path, items=str(tmp_path / "items.jsonl")).items
+    assert items.fields["genres"].to_pylist() == [joined(one) for one in lists]
+
+
+def joined(genres: list[object] | str | None) -> str | None:
+    return "|".join(str(one) for one in genres if one is not None) if isinstance(genres, list) else genres
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.large_string()), pa.list_(pa.string(), 2)])
+def test_nulls_in_lists_of_a_parquet_file_are_left_out(tmp_path: Path, kind: pa.DataType):
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n1,5,1700000000\n")
+    lists = [["Comedy", None], None, ["Drama", "War"], [None, None], [None, "War"]]
+    pq.write_table(pa.table({"item_id": range(5), "genres": pa.array(lists, kind)}), tmp_path / "items.parquet")
+    items = read(tmp_path / "log.csv", tmp_path, items=str(tmp_path / "items.parquet")).items
+    assert items.fields["genres"].to_pylist() == ["Comedy", None, "Drama|War", "", "War"]
+
+
 def test_a_misspelt_column_is_answered_with_the_likely_one(tmp_path: Path):
     (tmp_path / "log.csv").write_text("userid,item_id,timestamp\n1,5,1700000000\n")
     with pytest.raises(InputError, match=r"line 1: has no column 'userId'.*--columns user_id=userid"):

@@ -87,7 +87,7 @@ def read_events(
 
 
 def read_item_table(files: Iterable[tuple[TableFile, Mapping[str, str]]]) -> ItemTable:
-    """Read an item table: `item_id` and text columns, a list of genres joined by '|'.
+    """Read an item table: `item_id` and text columns, a list of genres joined by '|' without its nulls.
 
     Raises:
         InputError: an id that cannot be one, a column that cannot be text.
@@ -146,5 +146,15 @@ def _as_text(cells: Cells) -> pa.Array:
 def _join(values: pa.Array) -> pa.Array:
     kind = values.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        values = pc.binary_join(values.cast(pa.list_(pa.string())), "|")
+        values = pc.binary_join(_without_nulls(values.cast(pa.list_(pa.string()))), "|")
     return pc.utf8_trim_whitespace(values.cast(pa.string()))
+
+
+def _without_nulls(lists: pa.Array) -> pa.Array:
+    """Return lists without their null entries, any of which makes binary_join's answer null."""
+    entries = lists.values
+    if not entries.null_count:
+        return lists
+    kept_before = np.concatenate([[0], np.cumsum(entries.is_valid().to_numpy(zero_copy_only=False))])
+    offsets = pa.array(kept_before[lists.offsets.to_numpy()], pa.int32())
+    return pa.ListArray.from_arrays(offsets, entries.drop_null(), mask=lists.is_null())

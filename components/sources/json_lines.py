@@ -119,9 +119,16 @@ class JsonLinesFile:
 def _column(values: list[Any]) -> pa.Array:
     """Return values of one JSON type as Arrow has them, mixed ones as text: 7 and "a7" are the ids "7" and "a7"."""
     kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int} or kinds <= {float, int} or kinds <= {str} or kinds <= {bool}:
+    if kinds <= {int} or kinds <= {float, int} or kinds <= {str} or kinds <= {bool} or kinds <= {list}:
         try:
             return pa.array(values)
-        except (OverflowError, pa.ArrowInvalid):  # an integer past 64 bits
+        except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError):  # an integer past 64 bits, a list of mixed types
             pass
-    return pa.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in values], pa.string())
+    return pa.array([_text(value) for value in values], pa.string())
+
+
+def _text(value: Any) -> str | None:  # noqa: ANN401 - whatever json can read
+    """Return a value as text, a list as components/sources/events.py joins it."""
+    if isinstance(value, list):
+        return "|".join(text for text in map(_text, value) if text is not None)
+    return value if value is None or isinstance(value, str) else json.dumps(value)
