@@ -62,7 +62,7 @@ class IngestSettings(Section):
     source: SourceName = Field(description="default download, GroupLens archive, your table or database, made log")
     mode: IngestMode = Field("replace", description="append keeps what is held, adds new files; table, database")
     path: str | None = Field(None, description="file, folder, glob or fsspec URL; of a database its URL")
-    query: str | None = Field(None, description="SQL of the source database; {night} stands for a day")
+    query: str | None = Field(None, description="SQL of the source database; {night} stands for a day, with append")
     night: dt.date | None = Field(None, description="the day; null: yesterday, UTC")
     columns: dict[str, str] = Field(default_factory=dict, description="canonical name -> name in your table")
     timestamp_unit: TimestampUnit = Field("auto", description="auto decides by magnitude")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from components.errors import InputError, SettingsError, SourceUnreachableError
+from components.files import hash_files
 from components.ingestion import Change, ingest
 from components.interactions import read_interactions, read_keys, read_manifest
 from components.settings import IngestSettings
@@ -64,9 +65,20 @@ def test_the_same_night_again_changes_nothing_and_a_corrected_one_its_own_rows(h
 
 
 def test_without_a_night_it_is_yesterday(here: Path, tmp_path: Path):
-    settings = IngestSettings(source="database", path=URL, query=QUERY)
+    settings = IngestSettings(source="database", mode="append", path=URL, query=QUERY)
     before, name, after = dt.datetime.now(dt.UTC), query_database(settings, tmp_path).name, dt.datetime.now(dt.UTC)
     assert name in {f"{(now - dt.timedelta(days=1)).date()}.parquet" for now in (before, after)}  # two at midnight
+
+
+def test_one_night_is_appended_or_refused_and_never_replaces_the_log(here: Path):
+    one = {"source": "database", "path": URL, "query": QUERY, "columns": COLUMNS, "night": "2024-03-06"}
+    with pytest.raises(SettingsError, match=r"--query: asks for one night, .*\. Pass --mode append"):
+        ingest(DEFAULT, one, data=Path("data"))
+    take("2024-03-05")
+    before = hash_files([Path("data")])
+    with pytest.raises(SettingsError, match="--query: asks for one night"):
+        ingest(DEFAULT, one, data=Path("data"), replace=True)
+    assert hash_files([Path("data")]) == before
 
 
 def test_a_query_without_a_night_is_a_log_of_its_own(here: Path):

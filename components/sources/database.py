@@ -4,8 +4,8 @@ r"""A query of a database as one file of a log: through ADBC, which hands out Ar
         --query "SELECT user_id, sku AS item_id, ts AS timestamp FROM events WHERE ts::date = '{night}'"
 
 `{night}` is the day of `--night`, else yesterday (UTC), and names the file: 2024-03-05.parquet. So the same night asked
-for again replaces its own rows, and a night that was missed is asked for by its day. A query without it is one file,
-query.parquet, that is replaced whenever its answer differs.
+for again replaces its own rows, and a night that was missed is asked for by its day. It needs `--mode append`: else one
+night would replace the whole log. A query without it is one file, query.parquet, replaced whenever its answer differs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def query_database(settings: IngestSettings, scratch: Path) -> LocalFile:
     """Write the answer to `settings.query` into `scratch`.
 
     Raises:
-        SettingsError: the URL or the query is missing, is of no database known, or holds a password.
+        SettingsError: the URL or the query is missing, is of no database known, or holds a password; one night of it
+            is to replace the log.
         InputError: the database refuses the query.
         SourceUnreachableError: the database cannot be reached.
     """
@@ -51,6 +52,12 @@ def _check(settings: IngestSettings) -> tuple[str, str]:
         raise SettingsError("holds a password", where="--path", todo="Put it into PGPASSWORD or ~/.pgpass")
     if query is None:
         raise SettingsError("is missing", where="--query", expected="SELECT user_id, item_id, timestamp FROM ...")
+    if _NIGHT in query and settings.mode != "append":
+        raise SettingsError(
+            f"asks for one night, {_NIGHT}, which would replace the whole log",
+            where="--query",
+            todo="Pass --mode append",
+        )
     return url, query
 
 
