@@ -40,7 +40,8 @@ from components.comparison.contenders import Contender
 from components.console import log
 from components.dataset import load_sequences
 from components.event_log import Log, read_log
-from components.files import hash_files, write_json
+from components.files import hash_files, reading, write_json
+from components.interactions import list_months
 from components.ranking.conditions import average
 from components.ranking.judging import Cell, judge_part
 from components.settings import Settings
@@ -120,10 +121,13 @@ def backtest(
 
     Raises:
         InputError: the log begins after the first night.
-        StateError: there is no log, or too little of it before the first night.
+        StateError: there is no log, or too little of it before the first night, or no quarantine.
     """
     quarantine = artifacts / "quarantine.parquet"
-    folder = find_folder(artifacts / "backtest", plan, **_facts(settings, [data, quarantine]))
+    list_months(data)  # or there is no log, which is to be said
+    with reading(quarantine, todo="Run `dvc repro validate`"):
+        facts = _facts(settings, [data, quarantine])
+    folder = find_folder(artifacts / "backtest", plan, **facts)
     whole = folder / "log"
     if not (whole / "quarantine.parquet").exists():
         choose_users(data, quarantine, plan.every_user, whole)

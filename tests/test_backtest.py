@@ -11,7 +11,7 @@ from components.backtest import backtest
 from components.backtesting.future import open_future
 from components.backtesting.nights import make_plan, read_nights, seconds
 from components.backtesting.page import write_page
-from components.errors import InputError
+from components.errors import InputError, StateError
 from components.event_log import read_log
 from components.files import read_json
 from components.sequences import build_sequences
@@ -129,6 +129,16 @@ def test_a_killed_backtest_goes_on_with_the_night_it_was_at_and_ends_in_the_same
     longer = killed.run(make_plan("1970-02-05", "1970-02-20", 5, 1))
     assert longer["nights"][:-1] == replayed.story["nights"]
     assert len(killed.trained) == len(PLAN.dates) + 1
+
+
+def test_without_a_log_or_its_quarantine_it_says_which_command_makes_it(tmp_path):
+    replayed = Replayed(tmp_path)
+    shutil.rmtree(tmp_path / "artifacts", ignore_errors=True)
+    with pytest.raises(StateError, match=r"quarantine\.parquet: is missing\. Run `dvc repro validate`"):
+        replayed.run()
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(StateError, match="holds no event log"):
+        replayed.run()
 
 
 def test_a_rule_that_nobody_keeps_leaves_nobody_deployed(tmp_path):
