@@ -319,13 +319,21 @@ def change_settings(changes: dict[str, Any], params: Path = PARAMS, *, where: st
     return changed
 
 
-def _read_yaml(yaml: YAML, path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+def _read_yaml(yaml: YAML, path: Path) -> dict[str, Any]:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError("no such file", where=str(path), todo="Run from the repository root") from None
-    except YAMLError as error:
+    except OSError as error:  # a folder, no right to read it
+        raise SettingsError("cannot be read", where=str(path), observed=error.strerror) from None
+    except (YAMLError, UnicodeDecodeError) as error:
         raise SettingsError("is not YAML", where=str(path), observed=str(error)) from None
+    if not isinstance(tree, dict):
+        observed = "nothing" if tree is None else type(_plain(tree)).__name__
+        raise SettingsError(
+            "holds no keys", where=str(path), observed=observed, expected="key: value, as in params.yaml"
+        )
+    return tree
 
 
 def _merge(tree: dict[str, Any], changes: dict[str, Any], prefix: str = "") -> list[str]:

@@ -103,6 +103,24 @@ def test_a_wrong_recipe_leaves_the_params_as_they_were(params: Path, tmp_path: P
     assert params.read_bytes() == before
 
 
+@pytest.mark.parametrize("content", [b"", b"# nothing yet\n", b"- dim\n", b"dim\n", b"dim: \xff\n"])
+def test_a_recipe_or_params_without_keys_is_named(params: Path, tmp_path: Path, content: bytes):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_bytes(content)
+    before = params.read_bytes()
+    with pytest.raises(SettingsError, match=r"wrong\.yaml: (holds no keys|is not YAML)"):
+        use_recipe(wrong, params)
+    assert params.read_bytes() == before
+    with pytest.raises(SettingsError, match=r"wrong\.yaml: (holds no keys|is not YAML)"):
+        use_recipe(PARAMS.parent / "recipes" / "ml-1m.yaml", wrong)
+    assert wrong.read_bytes() == content
+
+
+def test_a_folder_is_no_recipe(params: Path, tmp_path: Path):
+    with pytest.raises(SettingsError, match="cannot be read: observed Is a directory"):
+        use_recipe(tmp_path, params)
+
+
 @pytest.mark.parametrize("recipe", sorted((PARAMS.parent / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_fits_the_committed_params(params: Path, recipe: Path):
     use_recipe(recipe, params)
