@@ -101,7 +101,12 @@ def train(model: Model = "hstu", protocol: Split = "time_split") -> None:
     _end_with_starter()
     from components import training, warm_start
 
-    settings = load_settings().train[model]
+    sections = load_settings().train
+    if model not in sections:
+        raise SettingsError(
+            "has no section for this model", where="params.yaml, train", observed=", ".join(sections), expected=model
+        )
+    settings = sections[model]
     start = warm_start.find_start(settings.warm_start, protocol)
     training.train(
         settings if start else settings.model_copy(update={"warm_start": None}),

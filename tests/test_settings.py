@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from components import __main__ as command_line
 from components.errors import SettingsError
 from components.settings import load_settings, use_recipe
 
@@ -119,6 +120,17 @@ def test_a_recipe_or_params_without_keys_is_named(params: Path, tmp_path: Path, 
 def test_a_folder_is_no_recipe(params: Path, tmp_path: Path):
     with pytest.raises(SettingsError, match="cannot be read: observed Is a directory"):
         use_recipe(tmp_path, params)
+
+
+def test_a_model_without_a_section_cannot_be_trained(params: Path, monkeypatch: pytest.MonkeyPatch):
+    text = params.read_text().replace("models: [hstu, sasrec]", "models: [hstu]")
+    start, end = text.index("  sasrec:\n"), text.index("\nevaluate:")
+    params.write_text(text[:start] + text[end:])
+    monkeypatch.chdir(params.parent)
+    monkeypatch.setattr(command_line, "_end_with_starter", lambda: None)  # this process is pytest's
+    assert list(load_settings().train) == ["hstu"]
+    with pytest.raises(SettingsError, match="train: has no section for this model: observed hstu, expected sasrec"):
+        command_line.train(model="sasrec")
 
 
 @pytest.mark.parametrize("recipe", sorted((PARAMS.parent / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
