@@ -19,7 +19,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from components.errors import StateError
-from components.files import folder_beside, reading, replacing_file
+from components.files import folder_beside, place_folder, reading, replacing_file
 from components.locks import held
 
 
@@ -127,7 +127,7 @@ def _move(source: Path, target: Path) -> None:
     """Rename a folder into the store; what is there already has the same content, its version being a hash of it."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        source.rename(target)
+        place_folder(source, target)
 
 
 def _bento_folder(tag: str) -> Path:

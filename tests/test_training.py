@@ -344,6 +344,19 @@ def test_several_processes_may_prune_at_once(tmp_path):
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
 
 
+def test_the_state_is_dropped_only_when_the_checkpoint_and_its_name_are_on_the_disk(tmp_path, record_syncs):
+    run = Run(tmp_path, "run")
+    run.folder.mkdir()
+    state, checkpoint = run.folder / "state.safetensors", run.folder / "checkpoint"
+    state.touch()
+    synced = record_syncs(lambda: (state.exists(), checkpoint.exists()))
+    with run.finishing() as folder:
+        (folder / "weights.safetensors").touch()
+    inodes = [path.stat().st_ino for path in (checkpoint / "weights.safetensors", checkpoint, run.folder)]
+    assert synced == list(zip(inodes, [(True, False), (True, False), (True, True)], strict=True))
+    assert not state.exists()
+
+
 def test_what_a_killed_trainer_left_half_written_is_removed(tmp_path):
     run = Run(tmp_path, "run")
     (run.folder / ".checkpoint.x").mkdir(parents=True)
