@@ -7,7 +7,8 @@ Writes reports/challenge.json, which `promote` obeys, prints it, and ends with s
 components/challenging/: the common window, the contest on it, the packaged model read back, the rule, the words.
 
 The window is looked at once for each decision: the same candidate, champion and log get the numbers recorded in
-reports/challenge.json or registry/decisions.jsonl, and only the limits of params.yaml are applied anew.
+reports/challenge.json or registry/decisions.jsonl, and only the limits of params.yaml are applied anew. A contest that
+scored nobody, for too few users, is no look: it is held again, and again scores nobody below `min_users`.
 """
 
 from __future__ import annotations
@@ -140,8 +141,12 @@ def _identify(packaged: dict[str, Any], champion: dict[str, Any] | None, cell: C
 
 
 def _find_recorded(challenge_id: str, *, reports: Path, registry: Path) -> dict[str, Any] | None:
-    """Return the challenge that was held under this id; one without its champion does not count, it may be back."""
+    """Return the challenge that was held under this id.
+
+    One without its champion does not count, it may be back; nor one that scored nobody, fewer users may be asked for.
+    """
     last = reports / "challenge.json"
     held = [one.get("challenge") for one in read_decisions(registry)] + ([read_json(last)] if last.exists() else [])
     found = [one for one in held if one is not None and one["id"] == challenge_id and one["note"] is None]
-    return found[-1] if found else None
+    scored = [one for one in found if one["contest"]["paired"] is not None or not one["contest"]["has_champion"]]
+    return scored[-1] if scored else None

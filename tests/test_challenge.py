@@ -199,6 +199,28 @@ def test_of_too_few_users_nobody_is_scored_and_the_champion_stays(contested, mon
     assert contested.decisions[-1]["reasons"][0] == "challenge undecided"
 
 
+def test_a_window_that_was_too_small_is_looked_at_once_fewer_users_are_asked_for(contested):
+    assert contested.challenge(min_users=1_000)["verdict"] == "undecided"
+    assert not contested.promote()
+    answer = contested.challenge()
+    assert not answer["reused"]
+    assert answer["contest"]["paired"] is not None
+    assert of(answer, "ndcg@10")["observed"] == answer["contest"]["paired"]["low"]
+    (contested.folders["reports"] / "challenge.json").unlink()
+    assert contested.challenge()["contest"] == answer["contest"]  # not the empty one that the decision has
+
+
+def test_more_users_may_be_asked_for_after_the_look(contested):
+    contested.package(1, verdict="accepted")  # the champion's weights under another tag
+    scored = contested.challenge()
+    answer = contested.challenge(min_users=1_000)
+    assert answer["reused"]
+    assert answer["contest"] == scored["contest"]
+    assert (scored["verdict"], answer["verdict"]) == ("passed", "undecided")
+    assert not contested.promote()
+    assert contested.challenge()["verdict"] == "passed"
+
+
 def test_the_window_begins_where_the_later_of_both_stopped_to_look(contested):
     sequences = load_sequences(contested.root / "artifacts" / "sequences" / "time_split")
     later = sequences.split["valid_end"] + 3 * DAY

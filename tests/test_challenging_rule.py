@@ -84,9 +84,25 @@ def test_too_few_users_decide_nothing_but_a_broken_budget_does():
     assert judge(users=29, has_champion=False)[0] == "passed"  # nobody to stay in its place
 
 
+@pytest.mark.parametrize("min_users", [2, 29, 30])
+def test_nobody_scored_beside_the_champion_never_passes_whatever_the_limit(min_users):
+    limits = LIMITS.model_copy(update={"min_users": min_users})
+    checks = apply_rule({"contest": contest(users=29), "package": FINE}, limits)
+    assert decide(checks) == "undecided"
+
+
+def test_scored_users_count_too_where_more_are_asked_for():
+    checks = apply_rule({"contest": contest(), "package": FINE}, LIMITS.model_copy(update={"min_users": 101}))
+    assert (decide(checks), [str(check) for check in checks if not check.passed]) == (
+        "undecided",
+        ["users (whom neither has seen) is 100, at least 101 is asked for"],
+    )
+
+
 def test_without_a_package_only_the_contest_is_checked():
     assert [check.name for check in apply_rule({"contest": contest(), "package": None}, LIMITS)] == [
         "ndcg@10",
+        "users",
         "ndcg@10 gain",
         "worse slices",
     ]

@@ -93,8 +93,8 @@ def _check_contest(contest: Mapping[str, Any], limits: PromoteSettings) -> list[
     if contest["paired"] is not None:
         about = "lower end, challenger - champion"
         checks.append(Check(metric, contest["paired"]["low"], "at least", -limits.max_loss, about))
-    elif contest["has_champion"]:
-        checks.append(Check("users", contest["window"]["users"], "at least", limits.min_users, "whom neither has seen"))
+    if contest["has_champion"]:
+        checks.append(_check_users(contest, limits))
     if contest["baselines"]:
         best = min(contest["baselines"], key=lambda name: contest["baselines"][name]["difference"])
         margin = contest["baselines"][best]["difference"]
@@ -104,3 +104,11 @@ def _check_contest(contest: Mapping[str, Any], limits: PromoteSettings) -> list[
         names = ", ".join(f"{one['kind']} {one['name']} {one['difference']:+.4f}" for one in worse)
         checks.append(Check("worse slices", len(worse), "at most", 0, names))
     return checks
+
+
+def _check_users(contest: Mapping[str, Any], limits: PromoteSettings) -> Check:
+    """Ask for enough users; where enough have events but none was scored beside the champion, there is none."""
+    users, about = contest["window"]["users"], "whom neither has seen"
+    if contest["paired"] is None and users >= limits.min_users:
+        users, about = 0, f"scored, of {users} whom neither has seen"
+    return Check("users", users, "at least", limits.min_users, about)
