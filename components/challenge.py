@@ -6,9 +6,10 @@ No DVC stage: the champion changes with every success and would make its own pip
 Writes reports/challenge.json, which `promote` obeys, prints it, and ends with status 0 whatever it says. In
 components/challenging/: the common window, the contest on it, the packaged model read back, the rule, the words.
 
-The window is looked at once for each decision: the same candidate, champion and log get the numbers recorded in
-reports/challenge.json or registry/decisions.jsonl, and only the limits of params.yaml are applied anew. A contest that
-scored nobody, for too few users, is no look: it is held again, and again scores nobody below `min_users`.
+The window is looked at once for each decision: the same candidate, champion and log get the contest recorded in
+reports/challenge.json or registry/decisions.jsonl. The package is measured and the limits of params.yaml are applied
+anew. A contest that scored nobody, for too few users, is no look: it is held again, and again scores nobody below
+`min_users`.
 """
 
 from __future__ import annotations
@@ -71,16 +72,13 @@ def challenge(settings: Settings, *, artifacts: Path, reports: Path, registry: P
 def _judge(
     settings: Settings, packaged: dict[str, Any], champion: dict[str, Any] | None, *, artifacts: Path, **known: Path
 ) -> dict[str, Any]:
-    """Return what was measured, now or before, and what the rule makes of it."""
+    """Return the contest, of now or before, the package of now, and what the rule makes of them."""
     protocol = settings.report.headline_protocol
     sequences = load_sequences(artifacts / "sequences" / protocol)
     cell = Cell(settings.evaluate, settings.package.model, protocol, sequences)
     challenge_id = _identify(packaged, champion, cell)
     recorded = _find_recorded(challenge_id, **known)
-    if recorded is not None:
-        measured = {name: recorded[name] for name in ("note", "contest", "package")}
-    else:
-        measured = _measure(settings, cell, packaged, champion, artifacts)
+    measured = _measure(settings, cell, packaged, champion, artifacts, recorded)
     checks = apply_rule(measured, settings.promote)
     return measured | {
         "id": challenge_id,
@@ -92,17 +90,27 @@ def _judge(
 
 
 def _measure(
-    settings: Settings, cell: Cell, packaged: dict[str, Any], champion: dict[str, Any] | None, artifacts: Path
+    settings: Settings,
+    cell: Cell,
+    packaged: dict[str, Any],
+    champion: dict[str, Any] | None,
+    artifacts: Path,
+    recorded: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Read the package back, and let it compete with the champion where that can be read."""
+    """Read the package back, and let it compete with the champion where that can be read and no contest is recorded.
+
+    Its latency is one of this minute: recorded on a busy one, it would keep the candidate out for good.
+    """
     checkpoint = artifacts / "checkpoints" / cell.protocol / cell.model
     _require_same(checkpoint, packaged)
-    here = load_catalogue(artifacts / "sequences" / cell.protocol, key_type=cell.sequences.split["key_type"])
-    export, (rival, note) = artifacts / "hstuflow.bento", _find_rival(champion)
+    export = artifacts / "hstuflow.bento"
     with tempfile.TemporaryDirectory(prefix="hstuflow-challenge-") as scratch:
         folder = unpack_model(export, packaged, Path(scratch))
         package = measure_package(folder, export, checkpoint, packaged["item_table"]["values"], cell.sequences)
-        contender = Contender(packaged["tag"], folder)
+        if recorded is not None:
+            return {"note": recorded["note"], "contest": recorded["contest"], "package": package}
+        here = load_catalogue(artifacts / "sequences" / cell.protocol, key_type=cell.sequences.split["key_type"])
+        contender, (rival, note) = Contender(packaged["tag"], folder), _find_rival(champion)
         contest = meet(cell, contender, rival, here, min_users=settings.promote.min_users)
     return {"note": note, "contest": contest, "package": package}
 

@@ -35,7 +35,10 @@ def record_decision(
     reasons: list[str],
     challenge: Record | None = None,
 ) -> None:
-    """Append a decision about `candidate`, unless it is the newest already: a stopped promotion is repeated."""
+    """Append a decision about `candidate`, unless it is the newest already: a stopped promotion is repeated.
+
+    What the challenge measured of the package does not tell two decisions apart: its latency differs each time.
+    """
     decisions = read_decisions(registry)
     names = ("tag", "model_tag", "verdict", "data_hash", "git_commit", "metrics")
     new = {
@@ -46,7 +49,7 @@ def record_decision(
         "reasons": reasons,
         "challenge": challenge,
     }
-    if decisions and {name: decisions[-1].get(name) for name in new} == new:
+    if decisions and _without_package({name: decisions[-1].get(name) for name in new}) == _without_package(new):
         return
     now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     with replacing_file(registry / "decisions.jsonl") as temporary:
@@ -75,6 +78,11 @@ def find_rollback(decisions: list[Record], tag: str) -> Record | None:
     """Return the decision that took `tag` back, where that is the last one about it."""
     about = [one for one in decisions if one["tag"] == tag]
     return about[-1] if about and about[-1]["what"] == "rolled back" else None
+
+
+def _without_package(decision: Record) -> Record:
+    challenge = decision["challenge"] or {}
+    return decision | {"challenge": {name: challenge[name] for name in challenge if name not in ("package", "checks")}}
 
 
 def _parse(line: bytes, where: str) -> Record:

@@ -189,6 +189,28 @@ def test_the_window_is_looked_at_once_for_a_decision_and_only_the_limits_apply_a
     assert contested.challenge()["contest"] == first["contest"]  # as the decision has it
 
 
+def test_a_package_that_was_slow_in_a_busy_minute_is_measured_again(contested, monkeypatch):
+    contested.package(1, verdict="accepted")  # the champion's weights under another tag
+    monkeypatch.setattr("components.challenging.packaged.measure_latency", lambda _: 80.0)
+    slow = contested.challenge(max_latency_ms=50)
+    assert slow["verdict"] == "failed"
+    assert not contested.promote()
+    monkeypatch.setattr("components.challenging.packaged.measure_latency", lambda _: 5.0)
+    answer = contested.challenge(max_latency_ms=50)
+    assert answer["reused"]
+    assert answer["contest"] == slow["contest"]
+    assert (answer["package"]["latency_ms"], answer["verdict"]) == (5.0, "passed")
+    assert contested.promote()
+
+
+def test_another_latency_by_itself_is_no_new_decision(contested, monkeypatch):
+    for latency in (5.0, 6.0):
+        monkeypatch.setattr("components.challenging.packaged.measure_latency", lambda _, latency=latency: latency)
+        contested.challenge(max_megabytes=1e-6)
+        assert not contested.promote()
+    assert [one["what"] for one in contested.decisions] == ["promoted", "refused"]
+
+
 def test_of_too_few_users_nobody_is_scored_and_the_champion_stays(contested, monkeypatch):
     monkeypatch.setattr("components.challenging.contest._judge", lambda *_: pytest.fail("a look"))
     answer = contested.challenge(min_users=1_000)
