@@ -34,7 +34,7 @@ from components.sources import MonthlyLog, SourceLog, read_source
 from components.sources.append import append_files
 from components.sources.canonical import canonical_items, known_keys, without_impossible
 from components.sources.choice import choose_source, continues, describe, extends, is_same_log
-from components.sources.forgotten import leave_out
+from components.sources.forgotten import leave_out, leave_out_rows
 from components.sources.ids import IdColumn, number_ids
 
 
@@ -64,8 +64,7 @@ def ingest(settings: IngestSettings, options: Mapping[str, Any], *, data: Path, 
         counts = Counts(**held["counts"])
         return Change(counts, counts, changed=False)
     _refuse_other(wanted, held, data, replace=replace)
-    known = data if continues(wanted, held) else None
-    forgotten: list[str] = held.get("forgotten", []) if held is not None and known is not None else []
+    known, forgotten = data if continues(wanted, held) else None, _read_forgotten(data)
     with (
         tempfile.TemporaryDirectory(prefix="ingest-") as scratch,
         folder_beside(data) as staging,
@@ -90,6 +89,20 @@ def _held(data: Path) -> dict[str, Any] | None:
     """Return the manifest of the log in `data`, None where there is no complete one."""
     whole = (data / "manifest.json").exists() and any((data / "interactions").glob("*/*.parquet"))
     return read_manifest(data) if whole else None
+
+
+def _read_forgotten(data: Path) -> list[str]:
+    """Return whom `data` leaves out. Whatever log takes its place, and where its files are gone, they stay forgotten.
+
+    Another log may have another person under the same id, who is left out then; the other way round somebody who was
+    promised to be gone would be back, for as little as one more optional column in the mapping.
+    """
+    if not (data / "manifest.json").exists():
+        return []
+    forgotten: list[str] = read_manifest(data).get("forgotten", [])
+    if forgotten:
+        log.info("people who stay forgotten: %d (`forgotten` in %s)", len(forgotten), data / "manifest.json")
+    return forgotten
 
 
 def _is_kept(settings: IngestSettings, options: Mapping[str, Any]) -> bool:
@@ -133,9 +146,11 @@ def _write(
 ) -> dict[str, Any]:
     """Write the log into an empty folder and return its manifest; `known` is the data folder whose ids must be kept."""
     if isinstance(source, MonthlyLog):
-        counts = _write_months(folder, source)
-        return write_manifest(folder, _describe_source(wanted, unit="s"), counts, source.notes)
+        counts = _write_months(folder, source, forgotten)
+        return write_manifest(folder, _describe_source(wanted, "s", forgotten), counts, source.notes)
     events, notes = leave_out(source.events, forgotten), list(source.notes)
+    if not len(events.users):
+        raise InputError("has events of forgotten people only", where=wanted.path or wanted.source)
     users = number_ids(events.users, IdColumn(), known_keys(known, "user", events.users))
     known_items = known_keys(known, "item", events.items)
     catalogue = source.items
@@ -151,10 +166,11 @@ def _write(
     return write_manifest(folder, _describe_source(wanted, events.times.unit, forgotten), counts, notes)
 
 
-def _write_months(folder: Path, source: MonthlyLog) -> Counts:
+def _write_months(folder: Path, source: MonthlyLog, forgotten: list[str]) -> Counts:
     """Write a log month by month."""
     users, items, events = np.zeros(0, np.int64), np.zeros(0, np.int64), 0
-    for month in source.months:
+    for made in source.months:
+        month = leave_out_rows(made, forgotten)
         write_partitions(folder, month)
         users, items = np.union1d(users, month["user_id"]), np.union1d(items, month["item_id"])
         events += month.num_rows

@@ -318,6 +318,78 @@ def test_a_log_read_at_once_does_not_bring_the_person_back(plain: Path):
         assert len(read_manifest()["forgotten"]) == 2
 
 
+def take_at_once(source: str, **options: object) -> None:
+    ingest(IngestSettings(source="movielens-100k"), {"source": source, **options}, data=Path("data"), replace=True)
+
+
+@pytest.mark.parametrize("mode", ["replace", "append"])
+def test_a_log_read_in_another_way_does_not_bring_the_person_back(
+    plain: Path, mode: str, caplog: pytest.LogCaptureFixture
+):
+    person, others = names_of("text")
+    forget(person)
+    forgotten = read_manifest()["forgotten"]
+    for file in (plain / "source").iterdir():
+        head, *rows = file.read_text().splitlines()
+        file.write_text("\n".join([f"{head},stars", *(f"{row},3" for row in rows)]) + "\n")
+    with caplog.at_level("INFO", logger=log.name):
+        take_at_once("table", path=str(plain / "source"), mode=mode, columns={"rating": "stars"})
+    assert users_of_log() == set(others)
+    assert read_manifest()["forgotten"] == forgotten
+    assert "people who stay forgotten: 1" in caplog.text
+
+
+def test_another_log_in_between_and_one_without_its_files_keep_the_list(plain: Path):
+    person, others = names_of("text")
+    forget(person)
+    forgotten = read_manifest()["forgotten"]
+    take_at_once("synthetic", synthetic={"users": 20, "items": 20, "categories": 5, "months": 2})
+    assert read_manifest()["forgotten"] == forgotten
+    shutil.rmtree("data/interactions")
+    take_at_once("table", path=str(plain / "source"))
+    assert users_of_log() == set(others)
+
+
+def test_a_made_log_leaves_the_forgotten_out_too(plain: Path):
+    shutil.rmtree("data")
+    options = {"synthetic": {"users": 20, "items": 20, "categories": 5, "months": 2}}
+    take_at_once("synthetic", **options)
+    before = read_interactions()["user_id"].unique().to_pylist()
+    forget("7")
+    state = hash_files([Path("data")])
+    take_at_once("synthetic", **options)
+    assert hash_files([Path("data")]) == state
+    assert sorted(read_interactions()["user_id"].unique().to_pylist()) == sorted(set(before) - {7})
+
+
+@pytest.mark.parametrize("others", [("7000000021", "user-x"), ("user-x", "7000000021")])
+def test_the_person_stays_away_when_ids_turn_from_numbers_to_text_or_back(plain: Path, others: tuple[str, str]):
+    shutil.rmtree("data")
+    (plain / "source" / "1.csv").unlink()
+    kinds = []
+    for other, item in zip(others, ("item_id", "what"), strict=True):
+        write_night(plain / "source", 0, ["7000000020", other])
+        file = plain / "source" / "0.csv"
+        file.write_text(file.read_text().replace("item_id", item))
+        take_at_once("table", path=str(plain / "source"), columns={"item_id": item})
+        kinds.append(read_keys(Path("data"), "user") is None)
+        if other == others[0]:
+            forget("7000000020")
+        assert read_manifest()["counts"]["users"] == 1
+    assert set(kinds) == {True, False}
+
+
+def test_a_log_of_forgotten_people_only_is_refused(plain: Path):
+    person, _ = names_of("text")
+    forget(person)
+    state = hash_files([Path("data")])
+    (plain / "source" / "1.csv").unlink()
+    write_night(plain / "source", 0, [person])
+    with pytest.raises(InputError, match="has events of forgotten people only"):
+        take_at_once("table", path=str(plain / "source"))
+    assert hash_files([Path("data")]) == state
+
+
 def test_the_finer_order_of_the_source_stays_without_the_forgotten(plain: Path):
     person, _ = names_of("text")
     forget(person)

@@ -1,7 +1,8 @@
 """Persons whom `forget-user` removed stay away, whatever the source still has: `forgotten` in data/manifest.json.
 
-It lists SHA-256 hashes of the source's ids. They say of an id whether it is among them, and nobody's id by themselves;
-who tries all numbers finds those of a log of int64 ids.
+It lists SHA-256 hashes of the source's ids as text, so that it holds whether a log's ids are int64 or text, and every
+ingestion hands it on, that of another log included. They say of an id whether it is among them, and nobody's id by
+themselves; who tries all numbers finds those of a log of int64 ids.
 """
 
 from __future__ import annotations
@@ -33,7 +34,15 @@ def leave_out(events: Events, forgotten: Collection[str]) -> Events:
     return events.only(kept)
 
 
+def leave_out_rows(month: pa.Table, forgotten: Collection[str]) -> pa.Table:
+    """Return the rows of a month, whose ids are the source's own int64, without those of forgotten users."""
+    if not forgotten:
+        return month
+    users = month["user_id"].combine_chunks().dictionary_encode()
+    return month.filter(pa.array(_mask(users, frozenset(forgotten))))
+
+
 def _mask(users: pa.DictionaryArray, forgotten: frozenset[str]) -> np.ndarray:
-    kept = np.array([hash_key(key) not in forgotten for key in users.dictionary.to_pylist()], bool)
+    kept = np.array([hash_key(str(key)) not in forgotten for key in users.dictionary.to_pylist()], bool)
     rows: np.ndarray = kept[users.indices.to_numpy()]
     return rows
