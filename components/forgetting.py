@@ -34,7 +34,7 @@ from components.files import replacing_folder
 from components.interactions import read_key_table, read_manifest, write_keys
 from components.lineage import find_models, print_models
 from components.manifest import count_log, measure_part, write_manifest
-from components.person import NOBODY, Person, find_person, holds
+from components.person import NOBODY, Person, find_person, holds, read_number
 from components.sources.append import part_of
 from components.sources.forgotten import hash_key
 
@@ -106,11 +106,15 @@ def forget_user(
 
 
 def _find_forgotten(key: str, data: Path) -> Person | None:
-    """Return one whom a call that was stopped has taken out of the log: no rows, maybe since ever; None otherwise."""
+    """Return one whom a call that was stopped has taken out of the log: no rows, maybe since ever; None otherwise.
+
+    Raises:
+        InputError: the key is of another log, whose list this one has, and no id that this one can have.
+    """
     if hash_key(key) not in read_manifest(data).get("forgotten", []):
         return None
     is_text = read_key_table(data, "user") is not None
-    return Person(key, NOBODY if is_text else int(key), parts={}, first=0)
+    return Person(key, NOBODY if is_text else read_number(key), parts={}, first=0)
 
 
 def _remove(person: Person, data: Path, paths: list[Path], stores: Stores) -> list[Path]:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from components.errors import InputError
 from components.files import reading
 from components.interactions import list_partitions, read_key_table
+from components.sources.ids import exact_int64
 
 NOBODY = -1  # the numbers of text ids count from 1
 _USER_COLUMNS = ("user_id", "user")
@@ -45,7 +46,7 @@ def find_person(key: str, data: Path) -> Person:
     """Look a person up in the log by the source's own id; one who has no event in it (any more) has no parts.
 
     Raises:
-        InputError: the log's ids are text, and none of them is this one; or they are int64, and this is none.
+        InputError: the log's ids are text, and none of them is this one; or int64, and this is none so written.
         StateError: there is no log, or a file of it is damaged.
     """
     number = _number_of(key, data)
@@ -85,12 +86,22 @@ def _number_of(key: str, data: Path) -> int:
         if found:
             return int(found[0])
         raise InputError("is no user of this log", where="--user", observed=repr(key), expected="an id of the source")
-    try:
-        return int(key)
-    except ValueError:
-        raise InputError(
-            "is no user of this log", where="--user", observed=repr(key), expected="a whole number"
-        ) from None
+    return read_number(key)
+
+
+def read_number(key: str) -> int:
+    """Return the int64 id that `key` is, written as a log of such ids writes it.
+
+    "0123" is refused and not taken for 123: it may be a slip of the hand, and what is removed does not come back.
+
+    Raises:
+        InputError: it is none, or written otherwise.
+    """
+    exact = exact_int64(pa.array([key], pa.string()))
+    if exact is None:
+        expected = "a whole number, as in 123 or -5, without anything before, after or between its digits"
+        raise InputError("is no user of this log", where="--user", observed=repr(key), expected=expected)
+    return int(exact[0].as_py())
 
 
 def _row_groups(file: Path) -> Iterator[pa.Table]:

@@ -407,6 +407,46 @@ def test_somebody_who_is_not_there_is_named_and_nothing_changes(plain: Path):
     assert hash_files([Path("data")]) == state
 
 
+@pytest.fixture
+def whole_numbers(plain: Path) -> Path:
+    """The same, of int64 ids, 123 among them."""
+    shutil.rmtree("data")
+    for night in range(2):
+        write_night(plain / "source", night, ["123", "-5", "124"])
+    take(plain / "source")
+    return plain
+
+
+@pytest.mark.parametrize(
+    "key", ["0123", "+123", "1_23", " 123", "123\n", "\u0661\u0662\u0663", "1.0", "-0", "9" * 19, ""]
+)
+@pytest.mark.parametrize("ask", ["forget-user", "lineage"])
+def test_a_number_that_is_written_otherwise_is_refused_and_nothing_changes(whole_numbers: Path, key: str, ask: str):
+    state = hash_files([whole_numbers])
+    with pytest.raises(InputError, match=r"--user: is no user of this log: observed .* expected a whole number, as in"):
+        forget(key) if ask == "forget-user" else lineage_of_user(key, root=Path(), registry=Path("registry"))
+    assert hash_files([whole_numbers]) == state
+
+
+@pytest.mark.parametrize("key", ["123", "-5"])
+def test_a_number_as_the_source_has_it_is_forgotten_and_stays_away(whole_numbers: Path, key: str):
+    assert forget(key).person.rows == 12
+    assert forget(key).person == Person(key, int(key), {}, 0)  # once more: nothing is left
+    write_night(whole_numbers / "source", 2, ["123", "-5", "124"])
+    take(whole_numbers / "source")
+    assert sorted(set(read_interactions()["user_id"].to_pylist())) == sorted({123, -5, 124} - {int(key)})
+
+
+@pytest.mark.parametrize("key", ["0123", "ann"])
+def test_a_hash_of_what_is_no_number_in_the_list_finds_nobody_of_a_log_of_numbers(whole_numbers: Path, key: str):
+    manifest = read_manifest()
+    write_json(Path("data/manifest.json"), manifest | {"forgotten": [forgetting.hash_key(key)]})
+    state = hash_files([whole_numbers])
+    with pytest.raises(InputError, match="is no user of this log"):
+        forget(key)
+    assert hash_files([whole_numbers]) == state
+
+
 def test_the_last_person_is_not_forgotten_into_an_empty_log(plain: Path):
     shutil.rmtree("data")
     for file in (plain / "source").iterdir():
