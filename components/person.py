@@ -83,7 +83,7 @@ def _number_of(key: str, data: Path) -> int:
     keys = read_key_table(data, "user")
     if keys is not None:
         found = keys.filter(pc.equal(keys["key"], key))["id"].to_pylist()
-        if found:
+        if found and key:  # without a key are those who were forgotten
             return int(found[0])
         raise InputError("is no user of this log", where="--user", observed=repr(key), expected="an id of the source")
     return read_number(key)

@@ -269,6 +269,14 @@ def test_the_log_is_as_if_the_person_had_never_been_in_it_but_for_the_number(pla
         assert {**forgotten[entry["name"]], "sha256": entry["sha256"]} == entry
 
 
+def test_nobody_is_meant_by_an_empty_id_not_even_who_was_forgotten(plain: Path):
+    forget(names_of("text")[0])
+    before = snapshot(plain / "data")
+    with pytest.raises(InputError, match="--user: is no user of this log: observed ''"):
+        forget("")
+    assert snapshot(plain / "data") == before
+
+
 def test_the_number_is_never_given_to_anybody_else(plain: Path):
     person, others = names_of("text")
     number = find_person(person, Path("data")).id
