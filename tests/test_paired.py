@@ -52,6 +52,11 @@ def test_swapping_the_models_turns_the_signs_and_nothing_else(pair):
     assert there.p_value == back.p_value
 
 
+def test_a_difference_of_nothing_but_rounding_has_p_1_from_both_sides():
+    a_U, b_U = [0.1, 0.2, 0.0] * 20, [0.0, 0.0, 0.3] * 20
+    assert compare(a_U, b_U).p_value == compare(b_U, a_U).p_value == 1.0
+
+
 def test_pairing_finds_what_the_spread_of_the_users_hides():
     users_U = torch.linspace(0, 1, 100, dtype=torch.float64)
     found = compare(users_U + 0.01 + 0.005 * torch.sin(users_U * 99), users_U)

@@ -9,6 +9,7 @@ Pure functions. Shapes: U users.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import fsum
 from typing import Literal
 
 from torch import Tensor
@@ -57,7 +58,7 @@ def compare_users(a_U: Tensor, b_U: Tensor, *, samples: int, confidence: float, 
     if a_U.shape != b_U.shape or len(a_U) == 0:
         raise ValueError(f"needs the same users on both sides, got {tuple(a_U.shape)} and {tuple(b_U.shape)}")
     difference_U = (a_U.double() - b_U.double()).cpu().sort().values
-    is_turned = bool(difference_U.mean() < 0)
+    is_turned = fsum(difference_U.tolist()) < 0  # exact, so that the other order of addition has the other sign
     if is_turned:
         difference_U = -difference_U.flip(0)  # sorted again
     mean = difference_U.mean()
