@@ -53,7 +53,7 @@ def test_swapping_the_models_turns_the_signs_and_nothing_else(pair):
 
 
 def test_a_difference_of_nothing_but_rounding_has_p_1_from_both_sides():
-    a_U, b_U = [0.1, 0.2, 0.0] * 20, [0.0, 0.0, 0.3] * 20
+    a_U, b_U = (torch.tensor(values * 20, dtype=torch.float64) for values in ([0.1, 0.2, 0.0], [0.0, 0.0, 0.3]))
     assert compare(a_U, b_U).p_value == compare(b_U, a_U).p_value == 1.0
 
 
