@@ -33,7 +33,7 @@ from components.console import setup_logging
 from components.dataset import load_sequences
 from components.metrics import average_by_user, expected_hit_rate, expected_ndcg
 from components.model.hstu import HSTU
-from components.model.incremental import extend
+from components.model.incremental import Encoder
 from components.ranking.blocks import ModelScorer, rank_catalogue
 from components.ranking.paired import compare_users
 from components.ranking.targets import Targets, find_targets
@@ -102,13 +102,12 @@ def _compare(a_T: Tensor, b_T: Tensor, targets: Targets, chosen: np.ndarray) -> 
     return {"users": found.num_users, **means, **interval}
 
 
-@torch.inference_mode()
 def measure_events(model: HSTU, max_len: int, rounds: int) -> Iterator[Row]:
     """Yield what an arriving event costs: sliding by quarters on average and at worst, and encoding the last N anew."""
-    quarter = max(max_len // 4, 1)
+    encoder, quarter = Encoder(model), max(max_len // 4, 1)
     shortest = max_len - quarter + 1  # after sliding; its last row waits for the request
-    row = _milliseconds(_one_row(model, max_len - quarter // 2), rounds)
-    slide, anew = (_milliseconds(_whole(model, length - 1), rounds) for length in (shortest, max_len))
+    row = _milliseconds(_one_row(encoder, max_len - quarter // 2), rounds)
+    slide, anew = (_milliseconds(_whole(encoder, length - 1), rounds) for length in (shortest, max_len))
     average = ((quarter - 1) * row + slide) / quarter
     yield {"case": "an event: one row, sliding by quarters", "cpu_ms": average, "worst_ms": slide}
     yield {"case": "an event: one row of a window that does not slide", "cpu_ms": row}
@@ -120,15 +119,15 @@ def _events(length: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.arange(length), times, times + 3_600
 
 
-def _whole(model: HSTU, length: int) -> Callable[[], object]:
+def _whole(encoder: Encoder, length: int) -> Callable[[], object]:
     events = _events(length)
-    return lambda: extend(model, None, *events)
+    return lambda: encoder.extend(None, *events)
 
 
-def _one_row(model: HSTU, length: int) -> Callable[[], object]:
+def _one_row(encoder: Encoder, length: int) -> Callable[[], object]:
     items, times, following = _events(length)
-    _, past = extend(model, None, items[:-1], times[:-1], following[:-1])
-    return lambda: extend(model, past, items[-1:], times[-1:], following[-1:])
+    _, past = encoder.extend(None, items[:-1], times[:-1], following[:-1])
+    return lambda: encoder.extend(past, items[-1:], times[-1:], following[-1:])
 
 
 def _milliseconds(work: Callable[[], object], rounds: int) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,6 +95,10 @@ class Catalogue:
         An id is its text: 50 and "50" are one item, because clients turn numbers into strings and back.
         """
         return self.rows.get(str(item_id), -1)
+
+    def find_all(self, item_ids: Iterable[ItemId]) -> np.ndarray:
+        """Return (n,) int64: `find` of each."""
+        return np.array([self.find(item_id) for item_id in item_ids], dtype=np.int64)
 
 
 def load_catalogue(checkpoint: Path, *, key_type: str) -> Catalogue:

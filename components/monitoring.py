@@ -136,7 +136,7 @@ def _compare_popularity(asked: tuple[Request, ...], reference: Reference) -> dic
     """Compare what users had last with what training's users had, by groups of items of equal popularity there."""
     catalogue = reference.catalogue
     groups_X = group_items(catalogue.counts)
-    rows = np.array([catalogue.find(one.last_item) for one in asked if one.last_item is not None], np.int64)
+    rows = catalogue.find_all(one.last_item for one in asked if one.last_item is not None)
     now = np.bincount(groups_X[rows[rows >= 0]], minlength=GROUPS)
     then = np.bincount(groups_X, weights=catalogue.counts, minlength=GROUPS).astype(np.int64)
     sizes = np.bincount(groups_X, minlength=GROUPS)

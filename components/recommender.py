@@ -25,9 +25,10 @@ from components.catalogue import Catalogue, ItemId, NewItem, load_catalogue
 from components.checkpoint import load_model
 from components.dataset import make_batch
 from components.errors import InputError, StateError
-from components.model import SequenceModel
+from components.model import HSTU, SequenceModel
 from components.model.embedding import l2_normalize
 from components.model.heads import DotHead
+from components.model.incremental import Encoder
 from components.serving.exposure import NUM_HISTORIES, Asked
 from components.serving.rules import (
     Eligible,
@@ -101,6 +102,7 @@ class Recommender:
         self.max_len = int(facts["settings"]["max_len"])
         self.model = model
         self.search = search  # None: all items are scored
+        self.encoder = Encoder(model) if isinstance(model, HSTU) else None
         with torch.inference_mode():
             self.vectors_XD = model.item_vectors()
             self._items = model.head.split_items(self.vectors_XD)  # of head dot these very vectors, not a copy
@@ -139,6 +141,8 @@ class Recommender:
         longer = copy.copy(self)
         longer.catalogue = self.catalogue.with_items(items)
         longer.model = _with_rows(self.model, rows_MD)
+        if self.encoder is not None:
+            longer.encoder = self.encoder.with_embedding(longer.model.embedding)
         with torch.inference_mode():
             vectors_MD = length * l2_normalize(rows_MD)
             longer.vectors_XD = torch.cat([self.vectors_XD, vectors_MD])
@@ -176,12 +180,13 @@ class Recommender:
         rows, times = self.read(history)
         when = resolve_request_time(times.tolist(), request_time)
         y_1D = self.encode(rows, times, when) if (rows >= 0).any() else None
-        return self.answer(y_1D, rows, k, named=[item for item, _ in history], **rules)
+        named = [item for item, _ in history] if (rows < 0).any() else []
+        return self.answer(y_1D, rows, k, named=named, **rules)
 
     def read(self, history: Sequence[Event]) -> tuple[np.ndarray, np.ndarray]:
         """Return catalogue rows (L,), -1 for unknown items, and timestamps (L,), both int64 in time order."""
         events = sorted(history, key=lambda event: event[1])
-        rows = np.array([self.catalogue.find(item) for item, _ in events], dtype=np.int64)
+        rows = self.catalogue.find_all(item for item, _ in events)
         return rows, np.array([timestamp for _, timestamp in events], dtype=np.int64)
 
     def encode(self, rows: np.ndarray, timestamps: np.ndarray, request_time: int) -> Tensor:
@@ -189,6 +194,10 @@ class Recommender:
 
         Only its last `max_len` known events count.
         """
+        if self.encoder is not None:
+            is_known = rows >= 0
+            window = rows[is_known][-self.max_len :], timestamps[is_known][-self.max_len :]
+            return self.encoder.encode(*window, request_time)[0]
         batch = make_batch([(rows, timestamps)], [request_time], max_len=self.max_len)
         with torch.inference_mode():
             y_1D: Tensor = self.model(batch)[-1:]
@@ -230,7 +239,7 @@ class Recommender:
         """
         if y_1D is None:
             return (None,) * len(candidates)
-        rows = np.array([self.catalogue.find(item) for item in candidates], dtype=np.int64)
+        rows = self.catalogue.find_all(candidates)
         scores_C = self.score(y_1D)[rows] if self.search is None else self._cosines(y_1D, rows)
         pairs = zip(rows.tolist(), scores_C.tolist(), strict=True)
         return tuple(score if row >= 0 else None for row, score in pairs)

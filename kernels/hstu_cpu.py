@@ -91,7 +91,7 @@ class _Call:
         self._alive = rows, tables, integers
         self.problem = _Problem(
             *map(_HeadRows.of, rows),
-            *map(pointer, (*integers[:2], *tables, *integers[2:], _thresholds())),
+            *map(pointer, (*integers[:2], *tables, *integers[2:], thresholds())),
             *(len(q_LHD), len(arguments.offsets) - 1, *q_LHD.shape[1:], v_LHV.shape[2]),
             *(arguments.max_len, arguments.num_context, arguments.window, torch.get_num_threads()),
             arguments.alpha,
@@ -111,7 +111,8 @@ def _workspace(num_floats: int) -> Tensor:
 
 
 @cache
-def _thresholds() -> Tensor:
+def thresholds() -> Tensor:
+    """Return the thresholds of the time buckets as C++ takes them, (128,) int64."""
     return torch.tensor(TIME_THRESHOLDS, dtype=torch.int64, device="cpu")
 
 

@@ -117,7 +117,7 @@ def test_an_event_comes_back_as_the_client_sent_it(store, user):
 def test_an_unknown_user_has_an_empty_history(store, user):
     history = store.read(user, 10)
     assert (history.events, history.total, history.version) == ((), 0, NO_VERSION)
-    assert (store.version(user), store.seen(user), store.forget(user)) == (NO_VERSION, set(), 0)
+    assert (store.read(user, 1).version, store.seen(user), store.forget(user)) == (NO_VERSION, set(), 0)
 
 
 def test_events_are_ordered_by_their_time_and_then_by_arrival(store, user):
@@ -130,10 +130,10 @@ def test_events_are_ordered_by_their_time_and_then_by_arrival(store, user):
 
 def test_an_event_id_counts_once_and_the_first_one_wins(store, user):
     assert store.append(user, [event("a", 1, 1), event("a", 2, 2), event("b", 3, 3)]) == (2, 1)
-    version = store.version(user)
+    version = store.read(user, 1).version
     assert store.append(user, [event("a", 9, 9)]) == (0, 1)
     assert store.read(user, 10).events == (event("a", 1, 1), event("b", 3, 3))
-    assert store.version(user) == version
+    assert store.read(user, 1).version == version
 
 
 def test_an_event_id_counts_for_its_user_only(store, user):
@@ -142,7 +142,7 @@ def test_an_event_id_counts_for_its_user_only(store, user):
 
 def test_nothing_appended_changes_nothing(store, user):
     assert store.append(user, []) == (0, 0)
-    assert store.version(user) == NO_VERSION
+    assert store.read(user, 1).version == NO_VERSION
 
 
 def test_users_whose_ids_look_alike_are_kept_apart(store):
@@ -153,14 +153,14 @@ def test_users_whose_ids_look_alike_are_kept_apart(store):
 
 
 def test_a_version_never_comes_again(store, user):
-    seen = [store.version(user)]
+    seen = [store.read(user, 1).version]
     for step in range(3):
         for events in ([event("a", timestamp=5)], [event("b", timestamp=7)], [event("c", timestamp=1)]):
             store.append(user, events)
-            seen.append(store.version(user))
+            seen.append(store.read(user, 1).version)
             assert store.read(user, 1).version == seen[-1]
         assert store.forget(user) == 3, step
-        assert store.version(user) == NO_VERSION
+        assert store.read(user, 1).version == NO_VERSION
     assert len(set(seen)) == len(seen)
 
 
@@ -207,7 +207,7 @@ def test_a_closed_store_says_so(url, user):
     store.append(user, [event("a")])
     store.close()
     store.close()
-    for call in (lambda: store.append(user, [event("b")]), lambda: store.read(user, 1), lambda: store.version(user)):
+    for call in (lambda: store.append(user, [event("b")]), lambda: store.read(user, 1)):
         with pytest.raises(StoreError, match="is closed"):
             call()
 
@@ -227,14 +227,14 @@ def test_any_sequence_of_calls_gives_what_a_list_gives(url, steps, keep, limit):
     user, model, versions = f"any {random.SystemRandom().random()}", Model(keep), set()
     with closing(open_store(url, keep=keep)) as store:
         for step in steps:
-            before = store.version(user)
+            before = store.read(user, 1).version
             if step == "forget":
                 assert store.forget(user) == model.forget()
             else:
                 new = model.append(step)
                 assert store.append(user, step) == (new, len(step) - new)
-                assert (store.version(user) != before) == (new > 0)
-                assert store.version(user) == before or store.version(user) not in versions
+                assert (store.read(user, 1).version != before) == (new > 0)
+                assert store.read(user, 1).version == before or store.read(user, 1).version not in versions
             history = store.read(user, limit)
             assert (history.events, history.total) == (model.events[-limit:], len(model.events))
             assert store.seen(user) == {e.item_id for e in model.events}
@@ -498,7 +498,7 @@ def test_a_server_that_does_not_answer_is_given_up():
         silent.listen()
         store = open_store(f"redis://127.0.0.1:{silent.getsockname()[1]}", timeout=0.05)
         with pytest.raises(StoreError, match=r"did not answer within 0\.05 s"):
-            store.version("ann")
+            store.read("ann", 1)
 
 
 @needs_redis
@@ -585,4 +585,4 @@ def test_histories_travel_encrypted(tmp_path, scheme):
         with closing(open_store(f"{url}?ssl_ca_certs={certificate}")) as store:
             assert store.append("ann", [event("a")]).new == 1
         with closing(open_store(url)) as store, pytest.raises(StoreError, match="cannot be reached"):
-            store.version("ann")  # a certificate that nobody vouches for
+            store.read("ann", 1)  # a certificate that nobody vouches for

@@ -68,7 +68,7 @@ def load_entrant(name: str, folder: Path, sequences: Sequences, here: Catalogue)
     own = load_catalogue(folder, key_type=facts["split"]["key_type"])
     if own.rows == here.rows:
         return Entrant(name, scorer, np.ones(len(here.item_ids), dtype=bool), facts)
-    own_rows_X = np.array([own.find(item) for item in here.item_ids], dtype=np.int64)
+    own_rows_X = own.find_all(here.item_ids)
     popular = Recommender(model, facts, own).recommend([], len(own.item_ids)).items
     translating = TranslatingScorer(
         scorer,

@@ -33,8 +33,8 @@ class InputEmbedding(nn.Module):
         x_LD = self.embed(items, positions(offsets, len(items)))
         return dropout(x_LD, self.dropout, training=self.training, backend=self.backend)
 
-    def embed(self, items: Tensor, places: Tensor) -> Tensor:
-        """Return (L, D) for items and their places p (L,) int64, without dropout."""
+    def embed(self, items: Tensor, places: Tensor | slice) -> Tensor:
+        """Return (L, D) for items and their places p, (L,) int64 or the slice of them, without dropout."""
         x_LD: Tensor = self.item(items) * math.sqrt(self.item.embedding_dim) + self.position[places]
         return x_LD
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from components.settings import TrainSettings
     from kernels.length_groups import LengthGroups
 
-_EPS = 1e-6
+NORM_EPS = 1e-6
 
 
 class HSTU(Retriever):
@@ -94,6 +94,12 @@ class HSTULayer(nn.Module):
                 nn.init.normal_(weight, std=0.02)
         nn.init.xavier_uniform_(self.output.weight)
 
+    @property
+    def is_as_published(self) -> bool:
+        """Whether this is the layer of the paper: none of the levers that change what it computes."""
+        is_plain = self.feed_forward is None and self.residual.gate is None
+        return is_plain and not self.is_softmax and not self.has_tables_per_head
+
     def forward(self, x_LD: Tensor, offsets: Tensor, times: RelativeBias) -> Tensor:
         """Return (L, D)."""
         u_LC, q_LHD, k_LHD, v_LHV = self.project(x_LD)
@@ -101,7 +107,7 @@ class HSTULayer(nn.Module):
 
     def project(self, x_LD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return u (L, H Dv), q and k (L, H, Dqk), v (L, H, Dv): what each row is, whatever rows are beside it."""
-        projected = layer_norm(x_LD, x_LD.shape[1:], eps=_EPS) @ self.uvqk
+        projected = layer_norm(x_LD, x_LD.shape[1:], eps=NORM_EPS) @ self.uvqk
         u_LC, v, q, k = silu_split(projected, self.widths, backend=self.backend)
         q_LHD, k_LHD, v_LHV = (torch.unflatten(part, 1, (self.num_heads, -1)) for part in (q, k, v))
         return u_LC, q_LHD, k_LHD, v_LHV
@@ -109,7 +115,7 @@ class HSTULayer(nn.Module):
     def finish(self, x_LD: Tensor, u_LC: Tensor, o_LHV: Tensor) -> Tensor:
         """Return (L, D): what attention gave each row, gated and added; then the feed-forward network, if any."""
         gated = gated_norm(
-            o_LHV.flatten(1), u_LC, dropout=self.dropout, training=self.training, eps=_EPS, backend=self.backend
+            o_LHV.flatten(1), u_LC, dropout=self.dropout, training=self.training, eps=NORM_EPS, backend=self.backend
         )
         x_LD = self.residual(x_LD, self.output(gated))
         if self.feed_forward is not None:

@@ -1,36 +1,43 @@
-"""HSTU one event at a time: rows that are final stay as keys and values, and only new rows are computed.
+"""HSTU one history at a time: rows that are final stay as keys and values, and only new rows are computed.
 
 Row i of a history sees the time of event i + 1, so an event is final when the next one is known: its keys and values
 in every layer then never change. The last event's row waits for the request time. One more event costs one row (the one
 before it, now final) and the last instead of n:
 
-    y_MD, past = extend(model, None, items, timestamps, [*timestamps[1:], request_time])             # once
-    past = past.without_last()
-    y_MD, past = extend(model, past, items[-2:], timestamps[-2:], [timestamps[-1], request_time])    # one event more
+    encoder = Encoder(model)
+    y_1D, past = encoder.encode(rows, timestamps, request_time)                                 # once
+    y_1D, past = encoder.encode([*rows, row], [*timestamps, when], later, past.without_last())  # one event more
 
 The row that is final now and the new last one go together: a call takes as long for one row as for two.
 
-The attention of new rows over kept keys is plain torch: of one row over 200 keys little is left to fuse.
+Who asks for one history's next item wants the last row of the last layer alone: there the others give their keys and
+values, and nothing else of them is computed. The published layer in float32 is one call of C++ where there is a
+compiler (kernels/extend_cpu.py); any other, and any dtype, is what `forward` is made of.
 Shapes: n rows kept, M new rows, K = n + M, H heads, Dqk and Dv head widths, D embedding width, N max_len.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
 from components.model.embedding import l2_normalize
-from kernels import RelativeBias
+from components.model.hstu import NORM_EPS
+from kernels import RelativeBias, choose_backend
+from kernels.extend_cpu import LayerShape, LayerWeights, PackedLayers
 from kernels.time_buckets import time_buckets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from components.model.embedding import InputEmbedding
     from components.model.hstu import HSTU, HSTULayer
 
 
@@ -55,42 +62,111 @@ class Past:
         return Past(self.timestamps[:-1], tuple(k[:-1] for k in self.keys), tuple(v[:-1] for v in self.values))
 
 
-def extend(
-    model: HSTU, past: Past | None, items_M: Tensor, timestamps_M: Tensor, next_timestamps_M: Tensor
-) -> tuple[Tensor, Past]:
-    """Return the new rows' vectors (M, D), length 1 each, and the past with those rows in it.
+class Encoder:
+    """Encodes histories with a model in evaluation mode, attention of either kind, any bias. No gradients.
 
-    Args:
-        model: in evaluation mode; attention of either kind, any bias.
-        past: what comes before the new rows in the same window, None for nothing.
-        items_M: int64 catalogue rows; one at least.
-        timestamps_M: int64 seconds.
-        next_timestamps_M: when the event after each one comes; for the last, the time of the request.
-
-    Raises:
-        ValueError: the window would be longer than N.
+    Its weights are what the model's are now; where these are trained on, make another one.
     """
-    start = len(past) if past else 0
-    if start + len(items_M) > len(model.embedding.position):
-        raise ValueError(f"{start} + {len(items_M)} rows, expected at most {len(model.embedding.position)}")
-    asked_at_M = next_timestamps_M if model.knows_request_time else timestamps_M
-    times_K = torch.cat([past.timestamps, timestamps_M]) if past else timestamps_M
-    x_MD = model.embedding.embed(items_M, torch.arange(start, start + len(items_M)))
-    buckets_MK = time_buckets(asked_at_M[:, None] - times_K[None, :]) if past else None
+
+    def __init__(self, model: HSTU) -> None:
+        self._embedding = model.embedding
+        self._layers = cast("list[HSTULayer]", list(model.layers))
+        self._knows_request_time = model.knows_request_time
+        self._packed = _pack(model.embedding, self._layers)
+
+    def with_embedding(self, embedding: InputEmbedding) -> Encoder:
+        """Return an encoder of more items that shares the layers with this one."""
+        longer = copy.copy(self)
+        longer._embedding = embedding
+        return longer
+
+    def encode(
+        self, rows_K: np.ndarray, timestamps_K: np.ndarray, request_time: int, past: Past | None = None
+    ) -> tuple[Tensor, Past]:
+        """Return `extend` of a whole history (K,), 1 to N known items in time order, of which `past` is the start."""
+        start = len(past) if past else 0
+        next_timestamps_M = np.append(timestamps_K[start + 1 :], request_time)
+        return self.extend(past, *map(_to_long, (rows_K[start:], timestamps_K[start:], next_timestamps_M)))
+
+    @torch.inference_mode()
+    def extend(
+        self, past: Past | None, items_M: Tensor, timestamps_M: Tensor, next_timestamps_M: Tensor
+    ) -> tuple[Tensor, Past]:
+        """Return the last row's vector (1, D), of length 1, and the past with the new rows in it.
+
+        Args:
+            past: what comes before the new rows in the same window, None for nothing.
+            items_M: int64 catalogue rows; one at least.
+            timestamps_M: int64 seconds.
+            next_timestamps_M: when the event after each one comes; for the last, the time of the request.
+
+        Raises:
+            ValueError: the window would be longer than N.
+        """
+        start = len(past) if past else 0
+        end, max_len = start + len(items_M), len(self._embedding.position)
+        if end > max_len:
+            raise ValueError(f"{start} + {len(items_M)} rows, expected at most {max_len}")
+        x_MD = self._embedding.embed(items_M, slice(start, end))
+        asked_at_M = next_timestamps_M if self._knows_request_time else timestamps_M
+        times_K = torch.cat([past.timestamps, timestamps_M]) if past else timestamps_M
+        if self._packed is not None:
+            asked_at_K = torch.cat([past.timestamps, asked_at_M]) if past else asked_at_M  # of the past none matters
+            kept = (past.keys, past.values) if past else ((), ())
+            x_1D, keys, values = self._packed.extend(x_MD, times_K, asked_at_K, *kept)
+        else:
+            x_1D, keys, values = _extend(self._layers, past, x_MD, times_K, asked_at_M)
+        return l2_normalize(x_1D), Past(times_K, keys, values)
+
+
+def _to_long(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
+
+
+def _pack(embedding: InputEmbedding, layers: list[HSTULayer]) -> PackedLayers | None:
+    """Return the layers for C++, None where they are not what it computes, or there is none."""
+    weight = embedding.item.weight
+    if weight.dtype != torch.float32 or choose_backend(weight.device, embedding.backend)[0] != "cpu":
+        return None
+    if not all(layer.is_as_published for layer in layers):
+        return None
+    shape = LayerShape(
+        num_heads=layers[0].num_heads,
+        dim_qk=layers[0].widths[2] // layers[0].num_heads,
+        dim_v=layers[0].widths[0] // layers[0].num_heads,
+        max_len=layers[0].max_len,
+        eps=NORM_EPS,
+    )
+    weights = [
+        LayerWeights(layer.uvqk, layer.output.weight, layer.output.bias, layer.position_weight, layer.time_weight)
+        for layer in layers
+    ]
+    return PackedLayers(weights, shape)
+
+
+def _extend(
+    layers: Iterable[HSTULayer], past: Past | None, x_MD: Tensor, times_K: Tensor, asked_at_M: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the last row after all layers (1, D), and of each layer keys (K, H, Dqk) and values (K, H, Dv)."""
+    *_, last = layers
     keys, values = [], []
-    for number, layer in enumerate(cast("Iterable[HSTULayer]", model.layers)):
+    for number, layer in enumerate(layers):
         u_MC, q_MHD, k_MHD, v_MHV = layer.project(x_MD)
-        if past is None or buckets_MK is None:  # a whole window: what forward computes, with its kernel
-            offsets = torch.tensor([0, len(items_M)])
-            o_MHV = layer.attend(q_MHD, k_MHD, v_MHV, offsets, RelativeBias(None, None, timestamps_M, asked_at_M))
+        if past is None:
             k_KHD, v_KHV = k_MHD.clone(), v_MHV.clone()  # and not the whole projection that they are views of
         else:
             k_KHD, v_KHV = torch.cat([past.keys[number], k_MHD]), torch.cat([past.values[number], v_MHV])
-            o_MHV = _attend(layer, q_MHD, k_KHD, v_KHV, buckets_MK)
+        if layer is last:
+            x_MD, u_MC, q_MHD, asked_at_M = x_MD[-1:], u_MC[-1:], q_MHD[-1:], asked_at_M[-1:]
+        if past is None and layer is not last:  # what forward computes, with its kernel
+            offsets = torch.tensor([0, len(x_MD)])
+            o_MHV = layer.attend(q_MHD, k_MHD, v_MHV, offsets, RelativeBias(None, None, times_K, asked_at_M))
+        else:
+            o_MHV = _attend(layer, q_MHD, k_KHD, v_KHV, time_buckets(asked_at_M[:, None] - times_K[None, :]))
         x_MD = layer.finish(x_MD, u_MC, o_MHV)
         keys.append(k_KHD)
         values.append(v_KHV)
-    return l2_normalize(x_MD), Past(times_K, tuple(keys), tuple(values))
+    return x_MD, tuple(keys), tuple(values)
 
 
 def _attend(layer: HSTULayer, q_MHD: Tensor, k_KHD: Tensor, v_KHV: Tensor, buckets_MK: Tensor) -> Tensor:

@@ -23,14 +23,13 @@ import numpy as np
 from torch import Tensor
 
 from components.catalogue import ItemId
-from components.model.hstu import HSTU
 from components.recommender import Event, Recommender, resolve_request_time
-from components.serving.history_store import Appended, History, HistoryStore, StoredEvent, StoreError
+from components.serving.history_store import NO_VERSION, Appended, HistoryStore, StoredEvent, StoreError
 from components.serving.item_map import ItemMap
 from components.serving.lazy_store import LazyStore
 from components.serving.new_items import NewItems
 from components.serving.turn import Turn
-from components.serving.user_states import Seen, UserStates, window_start
+from components.serving.user_states import KnownHistory, UserStates, window_start
 
 HistoryFrom = Literal["request", "store", "request, store unreachable", "nowhere, store unreachable"]
 
@@ -54,11 +53,11 @@ class Reading:
     timestamps: np.ndarray  # (n,) int64 seconds
     request_time: int  # seconds
     seen_rows: Sequence[int] | np.ndarray  # of everything the user had, however old
-    named: Sequence[ItemId]  # items of the request's own history
+    named: Sequence[ItemId]  # items of the request's own history, where the model lacks one of them
     history_from: HistoryFrom
     recommender: Recommender  # whose rows these are, and who has to answer: items may be inserted meanwhile
     extent: Extent
-    seen: Seen | None = None  # where `seen_rows` are more than what was read of a stored history
+    history: KnownHistory | None = None  # the stored one that this was read from
     y_1D: Tensor | None = None  # None: not encoded, or the history holds no known item
 
     @property
@@ -99,9 +98,9 @@ class Engine:
     def _take(self, recommender: Recommender, item_map: ItemMap | None) -> None:
         """Build what belongs to one model: the items inserted into it, and the cache of users it has encoded."""
         self.new_items = NewItems(recommender, item_map, store=self._lazy_store.open)
-        model, self.states = recommender.model, None
-        if isinstance(model, HSTU):
-            self.states = UserStates(model, max_bytes=self._max_cache_bytes)
+        self.states = None
+        if recommender.encoder is not None:
+            self.states = UserStates(recommender.encoder, max_bytes=self._max_cache_bytes)
             with self._entering:
                 self._caches.add(self.states)
 
@@ -175,47 +174,53 @@ class Engine:
         self._lazy_store.close()
 
     def _encode_stored(self, states: UserStates, user_id: str, found: Reading, generation: int) -> Tensor:
-        model = found.recommender.model
         return states.encode(
             user_id,
             found.rows,
             found.timestamps,
             found.request_time,
             generation=generation,
-            model=model if isinstance(model, HSTU) else None,
+            encoder=found.recommender.encoder,
             contents_n=found.recommender.catalogue.contents(found.rows),
-            seen=found.seen,
+            history=found.history,
         )
 
     def _read_request(self, history: Sequence[Event], request_time: int | None, where: HistoryFrom) -> Reading:
         recommender = self.recommender
         rows, times = recommender.read(history)
-        when, named = _when(times, request_time), [item for item, _ in history]
+        when = _when(times, request_time)
+        named = [item for item, _ in history] if (rows < 0).any() else []
         return Reading(rows, times, when, rows, named, where, recommender, _extent(len(rows), rows))
 
     def _read_store(self, user_id: str, request_time: int | None) -> Reading:
         recommender = self.recommender
-        stored = self.store.read(user_id, limit=recommender.max_len)
-        rows, times = recommender.read([(event.item_id, event.timestamp) for event in stored.events])
-        # What fits into one read is all there is: the second question is for long histories only.
-        seen = None if stored.total == len(stored.events) else self._see(user_id, stored, rows, recommender)
-        seen_rows = rows if seen is None else seen.rows_S
-        start = len(rows) - (stored.arrived - window_start(stored.arrived, recommender.max_len))
+        history = self._recall(user_id, recommender)
+        rows, times = history.rows_n, history.timestamps_n
+        start = len(rows) - (history.arrived - window_start(history.arrived, recommender.max_len))
         rows, times = rows[max(start, 0) :], times[max(start, 0) :]
         is_known = rows >= 0
         # An event of the store may be later than the client knows: then the request comes right after it.
         when = _when(times, None if request_time is None else max([request_time, *times[-1:].tolist()]))
-        extent = _extent(stored.total, rows)
-        return Reading(rows[is_known], times[is_known], when, seen_rows, (), "store", recommender, extent, seen)
+        extent, seen_rows = _extent(history.total, rows), history.seen_rows
+        return Reading(rows[is_known], times[is_known], when, seen_rows, (), "store", recommender, extent, history)
 
-    def _see(self, user_id: str, stored: History, rows: np.ndarray, recommender: Recommender) -> Seen:
-        """Return what a user ever had: what is kept of it and the new events, else the store's answer."""
-        known = self.states.seen(user_id) if self.states is not None else None
-        grown = known.grown(stored, rows, recommender) if known else None
-        if grown is not None:
-            return grown
-        rows_S = np.array([recommender.catalogue.find(item) for item in self.store.seen(user_id)], dtype=np.int64)
-        return Seen(rows_S, stored.lineage, stored.arrived, weakref.ref(recommender))
+    def _recall(self, user_id: str, recommender: Recommender) -> KnownHistory:
+        """Return a stored history: what is kept of it and the rest from the store, else all from there."""
+        known = self.states.recall(user_id, recommender) if self.states is not None else None
+        max_len = recommender.max_len
+        stored = self.store.read(user_id, max_len, after=known.version if known else NO_VERSION)
+        rows, times = recommender.read([(event.item_id, event.timestamp) for event in stored.events])
+        if known is not None and stored.is_rest:
+            grown = known.grown(stored, rows, times, max_len)
+            if grown is not None:
+                return grown
+            stored = self.store.read(user_id, max_len)
+            rows, times = recommender.read([(event.item_id, event.timestamp) for event in stored.events])
+        # What fits into one read is all there is: the second question is for long histories only.
+        seen = self.store.seen(user_id) if stored.total > len(stored.events) else ()
+        older_rows_S = np.setdiff1d(recommender.catalogue.find_all(seen), rows)
+        last, total, version = stored.events[-1:], stored.total, stored.version
+        return KnownHistory(rows, times, older_rows_S, last, total, version, weakref.ref(recommender))
 
 
 def _extent(num_events: int, rows: np.ndarray) -> Extent:

@@ -81,13 +81,21 @@ redis.call('SET', version, lineage .. '.' .. string.format('%d', arrived))
 return arrived - before
 """
 _READ = """
-local order = redis.call('ZRANGE', KEYS[2], -tonumber(ARGV[1]), -1, 'WITHSCORES')
+local limit, is_rest, form = tonumber(ARGV[1]), 0, '^([^.]+)%.(%d+)$'
+local version = redis.call('GET', KEYS[1])
+local lineage, arrived = string.match(version or '', form)
+local earlier, arrived_then = string.match(ARGV[2], form)
+if lineage and lineage == earlier then
+    local new = tonumber(arrived) - tonumber(arrived_then)
+    if 0 <= new and new < limit then limit, is_rest = new + 1, 1 end
+end
+local order = redis.call('ZRANGE', KEYS[2], -limit, -1, 'WITHSCORES')
 local rows = {}
 for i = 1, #order, 2 do
     local event_id = string.sub(order[i], 17)
     rows[#rows + 1] = {event_id, redis.call('HGET', KEYS[3], event_id), order[i + 1]}
 end
-return {redis.call('GET', KEYS[1]), redis.call('ZCARD', KEYS[2]), rows}
+return {version, redis.call('ZCARD', KEYS[2]), rows, is_rest}
 """
 _FORGET = """
 local deleted = redis.call('ZCARD', KEYS[2])
@@ -122,12 +130,12 @@ class RedisHistoryStore:
             new = int(self._append(keys, [self._keep, secrets.token_hex(8), *values]))
         return Appended(new, len(rows) - new)
 
-    def read(self, user_id: str, limit: int) -> History:
+    def read(self, user_id: str, limit: int, after: str = NO_VERSION) -> History:
         """See HistoryStore."""
         keys = _keys(user_id)
         check_limit(limit)
         with self._talking():
-            version, total, rows = self._read(keys, [limit])
+            version, total, rows, is_rest = self._read(keys, [limit, after])
         if version is None and total == 0:
             return History((), 0, NO_VERSION)
         if version is None or any(item is None for _, item, _ in rows):
@@ -138,14 +146,7 @@ class RedisHistoryStore:
         events = [
             StoredEvent(event_id.decode(), unpack_item(item.decode()), int(when)) for event_id, item, when in rows
         ]
-        return History(tuple(events), total, version.decode())
-
-    def version(self, user_id: str) -> str:
-        """See HistoryStore."""
-        [key, *_] = _keys(user_id)
-        with self._talking():
-            version = cast("bytes | None", self._client.get(key))
-        return NO_VERSION if version is None else version.decode()
+        return History(tuple(events), total, version.decode(), bool(is_rest))
 
     def seen(self, user_id: str) -> set[ItemId]:
         """See HistoryStore."""

@@ -99,19 +99,12 @@ class SqliteHistoryStore:
             new = _append(_Part(connection, user_id), user_id, rows, self._keep)
         return Appended(new, len(rows) - new)
 
-    def read(self, user_id: str, limit: int) -> History:
+    def read(self, user_id: str, limit: int, after: str = NO_VERSION) -> History:
         """See HistoryStore."""
         check_user(user_id)
         check_limit(limit)
         with self._transaction("DEFERRED") as connection:  # both statements see one state
-            return _read(_Part(connection, user_id), user_id, limit)
-
-    def version(self, user_id: str) -> str:
-        """See HistoryStore."""
-        check_user(user_id)
-        with self._connection() as connection:
-            found = _find(_Part(connection, user_id), user_id)
-        return NO_VERSION if found is None else f"{found[1]}.{found[2]}"
+            return _read(_Part(connection, user_id), user_id, limit, after)
 
     def seen(self, user_id: str) -> set[ItemId]:
         """See HistoryStore."""
@@ -304,18 +297,21 @@ def _find(part: _Part, user_id: str) -> tuple[int, str, int, int] | None:
     return row
 
 
-def _read(part: _Part, user_id: str, limit: int) -> History:
+def _read(part: _Part, user_id: str, limit: int, after: str) -> History:
     found = _find(part, user_id)
     if found is None:
         return History((), 0, NO_VERSION)
     user, lineage, arrived, total = found
+    earlier, _, arrived_then = after.partition(".")
+    num_new = arrived - int(arrived_then) if earlier == lineage else limit
+    is_rest = 0 <= num_new < limit
     rows = part.execute(
         "SELECT event_id, item, timestamp FROM events_# WHERE user = ? ORDER BY timestamp DESC, arrival DESC LIMIT ?",
         user,
-        limit,
+        num_new + 1 if is_rest else limit,
     ).fetchall()
     events = tuple(StoredEvent(event_id, unpack_item(item), timestamp) for event_id, item, timestamp in reversed(rows))
-    return History(events, total, f"{lineage}.{arrived}")
+    return History(events, total, f"{lineage}.{arrived}", is_rest)
 
 
 def _append(part: _Part, user_id: str, rows: Sequence[_Row], keep: int) -> int:

@@ -62,16 +62,17 @@ class History:
     events: tuple[StoredEvent, ...]
     total: int
     version: str
-
-    @property
-    def lineage(self) -> str:
-        """What stays the same as long as events are added at the end only; empty for an empty history."""
-        return self.version.partition(".")[0]
+    is_rest: bool = False  # of the events, those alone that came in after a version, and the one before them
 
     @property
     def arrived(self) -> int:
         """How many events came in so far, those that were dropped since included."""
-        return int(self.version.partition(".")[2] or 0)
+        return arrived(self.version)
+
+
+def arrived(version: str) -> int:
+    """Return how many events came in until a version of a history, those that were dropped since included."""
+    return int(version.partition(".")[2] or 0)
 
 
 class HistoryStore(Protocol):
@@ -79,17 +80,19 @@ class HistoryStore(Protocol):
 
     A version is `<lineage>.<arrived>`: random digits that are drawn anew whenever an event comes in before an older
     one, or into an empty history; and how many events arrived so far. So no version ever comes again, not even after
-    a restored backup, and two of one lineage differ by events at the end only. For callers it is opaque.
+    a restored backup, and two of one lineage differ by events at the end only. (Unless a server forgets what it had
+    acknowledged, as Redis may at a failover: therefore the event before the rest, to compare.)
     """
 
     def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
         """Add all events whose id is not there yet, or none where it raises; then drop all but the latest `keep`."""
 
-    def read(self, user_id: str, limit: int) -> History:
-        """Return the latest `limit` events; an unknown user has an empty history."""
+    def read(self, user_id: str, limit: int, after: str = NO_VERSION) -> History:
+        """Return the latest `limit` events; an unknown user has an empty history.
 
-    def version(self, user_id: str) -> str:
-        """Return the version alone: the one of a cached `History` as long as nothing changed."""
+        Where `after` is an earlier version of this lineage and fewer than `limit` events came in since, it is the rest
+        alone: these events and the one before them.
+        """
 
     def seen(self, user_id: str) -> set[ItemId]:
         """Return the distinct item ids of all events kept; 50 and "50" are two."""

@@ -1,7 +1,5 @@
 // The gated norm on the CPU, row by row: y = mask * u * layer_norm(o), and its gradients as in gated_norm_torch.py.
 
-#include <cmath>
-
 #include "dropout_mask.h"
 #include "rows.h"
 
@@ -61,24 +59,8 @@ class GatedNorm {
     float prepare(int64_t row) {
         fill(gate_, problem_.u[row], width_);
         if (problem_.threshold > 0) mask_of_.fill(row, mask_.data());
-        return normalize(problem_.o[row]);
-    }
-
-    float normalize(const float* o) {
-        fill(normed_, o, width_);
-        Vector total{};
-        for (int64_t c = 0; c < width_; c += WIDTH) total += load(&normed_[c]);
-        const float mean = sum(total) / width_;
-        std::fill(normed_.begin() + width_, normed_.end(), mean);  // so that the padding adds nothing to the variance
-        Vector squares{};
-        for (int64_t c = 0; c < width_; c += WIDTH) {
-            const Vector centered = load(&normed_[c]) - mean;
-            squares += centered * centered;
-            store(&normed_[c], centered);
-        }
-        const float rstd = 1.0f / std::sqrt(sum(squares) / width_ + problem_.eps);
-        for (int64_t c = 0; c < width_; c += WIDTH) store(&normed_[c], load(&normed_[c]) * rstd);
-        return rstd;
+        fill(normed_, problem_.o[row], width_);
+        return normalize(normed_.data(), width_, problem_.eps);
     }
 
     const Problem& problem_;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <system_error>
 #include <thread>
@@ -29,6 +30,23 @@ inline void copy(const float* from, int64_t width, float* to) { std::copy_n(from
 inline void fill(std::vector<float>& buffer, const float* row, int64_t width) {
     copy(row, width, buffer.data());
     std::fill(buffer.begin() + width, buffer.end(), 0.0f);
+}
+
+// Layer norm without weights of a padded buffer, in place; its padding, zeros before, is zeros after. Returns 1 / sqrt(variance + eps).
+inline float normalize(float* row, int64_t width, float eps) {
+    Vector total{};
+    for (int64_t c = 0; c < width; c += WIDTH) total += load(row + c);
+    const float mean = sum(total) / width;
+    std::fill(row + width, row + padded(width), mean);  // so that the padding adds nothing to the variance
+    Vector squares{};
+    for (int64_t c = 0; c < width; c += WIDTH) {
+        const Vector centered = load(row + c) - mean;
+        squares += centered * centered;
+        store(row + c, centered);
+    }
+    const float rstd = 1.0f / std::sqrt(sum(squares) / width + eps);
+    for (int64_t c = 0; c < width; c += WIDTH) store(row + c, load(row + c) * rstd);
+    return rstd;
 }
 
 // Calls work(first, last) with ranges that make up all rows, on at most num_threads threads. A thread is started for
