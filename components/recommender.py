@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -178,14 +179,14 @@ class Recommender:
             InputError: k < 1, request_time lies before the last event, or a rule is wrong.
         """
         rows, times = self.read(history)
-        when = resolve_request_time(times.tolist(), request_time)
+        when = resolve_request_time(times[-1:].tolist(), request_time)
         y_1D = self.encode(rows, times, when) if (rows >= 0).any() else None
         named = [item for item, _ in history] if (rows < 0).any() else []
         return self.answer(y_1D, rows, k, named=named, **rules)
 
     def read(self, history: Sequence[Event]) -> tuple[np.ndarray, np.ndarray]:
         """Return catalogue rows (L,), -1 for unknown items, and timestamps (L,), both int64 in time order."""
-        events = sorted(history, key=lambda event: event[1])
+        events = sorted(history, key=itemgetter(1))
         rows = self.catalogue.find_all(item for item, _ in events)
         return rows, np.array([timestamp for _, timestamp in events], dtype=np.int64)
 

@@ -1,18 +1,17 @@
-"""All layers of HSTU over the new rows of one history, in one call of C++ (cpu/extend.cpp): what a service computes.
+"""HSTU over the new rows of one history, in one call of C++ (cpu/extend.cpp): what a service computes.
 
-    layers = PackedLayers([LayerWeights(uvqk, output.weight, output.bias, position_weight, time_weight), ...], heads)
-    x_1D, keys, values = layers.extend(x_MD, timestamps_K, asked_at_K, past_keys=(), past_values=())
+    packed = PackedLayers([LayerWeights(uvqk, output.weight, output.bias, position_weight, time_weight), ...], shape)
+    y_1D, keys, values = packed.extend(table_XD, position_ND, items_M, timestamps_K, asked_at_M, (), ())
 
-For the published layer in float32 without gradients. One user of 200 events with 2 blocks of D = 50 is some 18 MFLOP,
-a quarter of a millisecond; as 60 operations of torch it is six times that.
-Shapes: n rows kept, M new rows, K = n + M, H heads, Dqk and Dv head widths, D embedding width, N max_len.
+For the published layer in float32 without gradients. One user of 200 events with 2 blocks of D = 50 is some 12 MFLOP,
+a fifth of a millisecond; as 60 operations of torch it is six times that.
+Shapes: n rows kept, M new rows, K = n + M, H heads, Dqk and Dv head widths, D embedding width, N max_len, X items.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kernels.cpu import library as cpu_library
-from kernels.cpu.library import empty_float32, pointer
+from kernels.cpu.library import empty_float32
 from kernels.hstu_cpu import thresholds
 
 _PACKED = 16  # columns of a packed matrix are a multiple of it: PACKED in cpu/extend.cpp
@@ -37,68 +36,79 @@ class LayerWeights(NamedTuple):
     time: Tensor | None  # (129,)
 
 
-@dataclass(frozen=True)
-class LayerShape:
+class EncoderShape(NamedTuple):
     """What all layers have in common."""
 
+    dim: int
     num_heads: int
     dim_qk: int
     dim_v: int
     max_len: int
-    eps: float
+    scale: float  # of item vectors, before the position's is added
+    eps: float  # of the layer norms
+    least_length: float  # what shorter answers are divided by, so that they do not become long
 
 
 class PackedLayers:
     """The weights of all layers as C++ reads them: copies, so that they stay what they were."""
 
-    def __init__(self, layers: Sequence[LayerWeights], shape: LayerShape) -> None:
+    def __init__(self, layers: Sequence[LayerWeights], shape: EncoderShape) -> None:
         self._shape = shape
         width_v, width_qk = shape.num_heads * shape.dim_v, shape.num_heads * shape.dim_qk
-        self._packed: list[list[Tensor | None]] = []
+        self._alive: list[Tensor | None] = []
+        self._addresses = []
         for layer in layers:
             u, v, q, k = layer.uvqk.detach().split([width_v, width_v, width_qk, width_qk], dim=1)
             matrices = torch.cat([u, q], dim=1), torch.cat([v, k], dim=1), layer.output.detach().T
             vectors = (layer.output_bias, layer.position, layer.time)
-            copies = [None if x is None else x.detach().clone() for x in vectors]
-            self._packed.append([*map(_pack, matrices), *copies])
+            copies = [*map(_pack, matrices), *(None if x is None else x.detach().clone() for x in vectors)]
+            self._alive += copies
+            self._addresses.append([None if x is None else x.data_ptr() for x in copies])
 
     def extend(
         self,
-        x_MD: Tensor,
+        table_XD: Tensor,
+        position_ND: Tensor,
+        items_M: Tensor,
         timestamps_K: Tensor,
-        asked_at_K: Tensor,
+        asked_at_M: Tensor,
         past_keys: Sequence[Tensor],
         past_values: Sequence[Tensor],
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return the last row after all layers (1, D), and of each layer keys (K, H, Dqk) and values (K, H, Dv).
+        """Return the last row's vector (1, D), and of each layer keys (K, H, Dqk) and values (K, H, Dv).
 
         Args:
-            x_MD: the embedded new rows, contiguous.
-            timestamps_K: int64 seconds, contiguous as all others.
-            asked_at_K: int64 seconds of each row's next event; only those of the new rows matter.
+            table_XD: the items' vectors, contiguous float32, as those of the positions.
+            position_ND: a place each, from 0.
+            items_M: the new rows' items, int64 and contiguous, as all times.
+            timestamps_K: seconds.
+            asked_at_M: seconds; of the last row the request's, of the others the next event's.
             past_keys: of each layer (n, H, Dqk); none for n = 0.
             past_values: of each layer (n, H, Dv).
 
         Raises:
-            ValueError: K > N, or x is not float32.
+            ValueError: K > N, an item is not in the table, or this is not float32.
         """
-        if x_MD.dtype != torch.float32:
-            raise ValueError(f"x is {x_MD.dtype}, expected torch.float32 as when the layers were packed")
         shape, length = self._shape, len(timestamps_K)
-        keys = tuple(empty_float32(length, shape.num_heads, shape.dim_qk) for _ in self._packed)
-        values = tuple(empty_float32(length, shape.num_heads, shape.dim_v) for _ in self._packed)
-        nothing = [None] * len(self._packed)
-        pasts = zip(past_keys or nothing, past_values or nothing, keys, values, strict=True)
-        layers = (_Layer * len(self._packed))(
-            *(_Layer(*map(pointer, (*packed, *rows))) for packed, rows in zip(self._packed, pasts, strict=True))
+        if table_XD.dtype != torch.float32 or position_ND.dtype != torch.float32:
+            raise ValueError(f"the tables are {table_XD.dtype}, expected torch.float32 as when the layers were packed")
+        keys = tuple(empty_float32(length, shape.num_heads, shape.dim_qk) for _ in self._addresses)
+        values = tuple(empty_float32(length, shape.num_heads, shape.dim_v) for _ in self._addresses)
+        layers = (_Layer * len(self._addresses))()
+        for number, addresses in enumerate(self._addresses):
+            kept = (past_keys[number].data_ptr(), past_values[number].data_ptr()) if past_keys else (None, None)
+            layers[number] = _Layer(*addresses, *kept, keys[number].data_ptr(), values[number].data_ptr())
+        history = _History(
+            layers,
+            *(x.data_ptr() for x in (table_XD, position_ND, items_M, timestamps_K, asked_at_M, thresholds())),
+            *(len(layers), len(table_XD), length - len(items_M), len(items_M), *shape),
         )
-        sizes = len(layers), length - len(x_MD), *x_MD.shape, shape.num_heads, shape.dim_qk, shape.dim_v, shape.max_len
-        history = _History(layers, *map(pointer, (x_MD, timestamps_K, asked_at_K, thresholds())), *sizes, shape.eps)
         num_floats = _library().hstu_extend_workspace(history)
         if num_floats < 0:
-            raise ValueError(f"a history of {length} rows, expected at most {shape.max_len}")
-        workspace, output_1D = empty_float32(num_floats), empty_float32(1, x_MD.shape[1])
-        _library().hstu_extend(history, pointer(workspace), pointer(output_1D))
+            expected = f"at most {shape.max_len} rows of items from 0 to {len(table_XD) - 1}"
+            raise ValueError(f"{length} rows, the new ones {items_M.tolist()[:8]}..., expected {expected}")
+        workspace, output_1D = empty_float32(num_floats), empty_float32(1, shape.dim)
+        _library().hstu_extend(history, workspace.data_ptr(), output_1D.data_ptr())
         return output_1D, keys, values
 
 
@@ -123,10 +133,11 @@ class _History(ctypes.Structure):
 
     _fields_ = (
         ("layers", ctypes.POINTER(_Layer)),
-        *((name, ctypes.c_void_p) for name in ("x", "timestamps", "asked_at", "thresholds")),
-        *((name, ctypes.c_int64) for name in ("num_layers", "num_past", "num_new", "dim")),
-        *((name, ctypes.c_int64) for name in ("num_heads", "dim_qk", "dim_v", "max_len")),
-        ("eps", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("item_table", "position_table", "items")),
+        *((name, ctypes.c_void_p) for name in ("timestamps", "asked_at", "thresholds")),
+        *((name, ctypes.c_int64) for name in ("num_layers", "num_items", "num_past", "num_new")),
+        *((name, ctypes.c_int64) for name in ("dim", "num_heads", "dim_qk", "dim_v", "max_len")),
+        *((name, ctypes.c_float) for name in ("scale", "eps", "least_length")),
     )
 
 

@@ -152,8 +152,18 @@ def test_an_encoder_keeps_the_weights_it_was_made_from_and_takes_more_items():
 def test_a_model_that_became_another_dtype_is_refused_and_not_misread():
     model, encoder = in_single(made_model("as published"))
     model.double()
-    with pytest.raises(ValueError, match=r"x is torch\.float64, expected torch\.float32"):
+    with pytest.raises(ValueError, match=r"the tables are torch\.float64, expected torch\.float32"):
         encoder.extend(None, *made_history([60] * 9))
+
+
+@pytest.mark.parametrize("item", [-1, NUM_ITEMS])
+@pytest.mark.parametrize("is_single", [True, False])
+def test_an_item_that_the_table_lacks_is_refused(item, is_single):
+    items, *times = made_history([60] * 9)
+    model = made_model("as published")
+    encoder = in_single(model)[1] if is_single else Encoder(model)
+    with pytest.raises((ValueError, IndexError), match=r"expected at most 20 rows of items from 0 to 29|out of range"):
+        encoder.extend(None, items.index_fill(0, torch.tensor([3]), item), *times)
 
 
 def test_a_window_longer_than_the_model_takes_is_refused():

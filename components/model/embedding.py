@@ -16,6 +16,8 @@ from kernels import dropout
 if TYPE_CHECKING:
     from components.settings import TrainSettings
 
+LEAST_LENGTH = 1e-6
+
 
 class InputEmbedding(nn.Module):
     """item_embedding * sqrt(D) + position_embedding[p], then dropout; p = 0 is a sequence's oldest event."""
@@ -35,8 +37,13 @@ class InputEmbedding(nn.Module):
 
     def embed(self, items: Tensor, places: Tensor | slice) -> Tensor:
         """Return (L, D) for items and their places p, (L,) int64 or the slice of them, without dropout."""
-        x_LD: Tensor = self.item(items) * math.sqrt(self.item.embedding_dim) + self.position[places]
+        x_LD: Tensor = self.item(items) * self.scale + self.position[places]
         return x_LD
+
+    @property
+    def scale(self) -> float:
+        """What an item's vector is multiplied by."""
+        return math.sqrt(self.item.embedding_dim)
 
     def item_vectors(self) -> Tensor:
         """Return (X, D): the item embeddings as unit vectors."""
@@ -51,4 +58,4 @@ def positions(offsets: Tensor, num_rows: int) -> Tensor:
 
 def l2_normalize(x: Tensor) -> Tensor:
     """Scale rows to length 1; rows shorter than 1e-6 are divided by 1e-6."""
-    return nn.functional.normalize(x, dim=-1, eps=1e-6)
+    return nn.functional.normalize(x, dim=-1, eps=LEAST_LENGTH)

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from components.model.embedding import l2_normalize
+from components.model.embedding import LEAST_LENGTH, l2_normalize
 from components.model.hstu import NORM_EPS
 from kernels import RelativeBias, choose_backend
-from kernels.extend_cpu import LayerShape, LayerWeights, PackedLayers
+from kernels.extend_cpu import EncoderShape, LayerWeights, PackedLayers
 from kernels.time_buckets import time_buckets
 
 if TYPE_CHECKING:
@@ -88,7 +88,6 @@ class Encoder:
         next_timestamps_M = np.append(timestamps_K[start + 1 :], request_time)
         return self.extend(past, *map(_to_long, (rows_K[start:], timestamps_K[start:], next_timestamps_M)))
 
-    @torch.inference_mode()
     def extend(
         self, past: Past | None, items_M: Tensor, timestamps_M: Tensor, next_timestamps_M: Tensor
     ) -> tuple[Tensor, Past]:
@@ -107,16 +106,17 @@ class Encoder:
         end, max_len = start + len(items_M), len(self._embedding.position)
         if end > max_len:
             raise ValueError(f"{start} + {len(items_M)} rows, expected at most {max_len}")
-        x_MD = self._embedding.embed(items_M, slice(start, end))
         asked_at_M = next_timestamps_M if self._knows_request_time else timestamps_M
         times_K = torch.cat([past.timestamps, timestamps_M]) if past else timestamps_M
         if self._packed is not None:
-            asked_at_K = torch.cat([past.timestamps, asked_at_M]) if past else asked_at_M  # of the past none matters
+            tables = self._embedding.item.weight, self._embedding.position
             kept = (past.keys, past.values) if past else ((), ())
-            x_1D, keys, values = self._packed.extend(x_MD, times_K, asked_at_K, *kept)
-        else:
+            y_1D, keys, values = self._packed.extend(*tables, items_M, times_K, asked_at_M, *kept)
+            return y_1D, Past(times_K, keys, values)
+        with torch.inference_mode():
+            x_MD = self._embedding.embed(items_M, slice(start, end))
             x_1D, keys, values = _extend(self._layers, past, x_MD, times_K, asked_at_M)
-        return l2_normalize(x_1D), Past(times_K, keys, values)
+            return l2_normalize(x_1D), Past(times_K, keys, values)
 
 
 def _to_long(values: np.ndarray) -> Tensor:
@@ -130,12 +130,15 @@ def _pack(embedding: InputEmbedding, layers: list[HSTULayer]) -> PackedLayers | 
         return None
     if not all(layer.is_as_published for layer in layers):
         return None
-    shape = LayerShape(
+    shape = EncoderShape(
+        dim=weight.shape[1],
         num_heads=layers[0].num_heads,
         dim_qk=layers[0].widths[2] // layers[0].num_heads,
         dim_v=layers[0].widths[0] // layers[0].num_heads,
         max_len=layers[0].max_len,
+        scale=embedding.scale,
         eps=NORM_EPS,
+        least_length=LEAST_LENGTH,
     )
     weights = [
         LayerWeights(layer.uvqk, layer.output.weight, layer.output.bias, layer.position_weight, layer.time_weight)

@@ -1,9 +1,11 @@
-// All layers of HSTU over the new rows of one history, in one call: what a service computes, without a framework's
-// overhead for each of the many small operations. Keys and values of the rows before are given, those of the new ones
-// are written; of the last layer only the last row is wanted.
+// HSTU over the new rows of one history, in one call: what a service computes, without a framework's overhead for each
+// of the many small operations. Keys and values of the rows before are given, those of the new ones are written; of the
+// last layer only the last row is wanted.
 //
-//     u, q = silu(layer_norm(x) W_uq);  v, k = silu(layer_norm(x) W_vk)
+//     x = scale item_table[item] + position_table[place]
+//     u, q = silu(layer_norm(x) W_uq);  v, k = silu(layer_norm(x) W_vk)       (a layer)
 //     x += (u * layer_norm(attention(q, k, v))) W_o + b_o
+//     y = x / max(|x|, least_length)
 #include "attention_forward.h"
 #include "rows.h"
 
@@ -24,12 +26,14 @@ struct Layer {
 // The fields of kernels/extend_cpu.py in the same order.
 struct History {
     const Layer* layers;
-    const float* x;             // (M, D): the embedded new rows
-    const int64_t* timestamps;  // (n + M,)
-    const int64_t* asked_at;    // (n + M,): `next_timestamps` of the attention operator
-    const int64_t* thresholds;  // (NUM_BUCKETS - 1,)
-    int64_t num_layers, num_past, num_new, dim, num_heads, dim_qk, dim_v, max_len;
-    float eps;
+    const float* item_table;      // (X, D)
+    const float* position_table;  // (N, D)
+    const int64_t* items;         // (M,)
+    const int64_t* timestamps;    // (n + M,)
+    const int64_t* asked_at;      // (M,): `next_timestamps` of the attention operator
+    const int64_t* thresholds;    // (NUM_BUCKETS - 1,)
+    int64_t num_layers, num_items, num_past, num_new, dim, num_heads, dim_qk, dim_v, max_len;
+    float scale, eps, least_length;
 
     int64_t width_qk() const { return num_heads * dim_qk; }
     int64_t width_v() const { return num_heads * dim_v; }
@@ -46,6 +50,7 @@ public:
           offsets_{0, history.length()},
           problem_(make_problem()),
           buckets_(arena),
+          asked_at_(arena.take<int64_t>(history.length())),
           x_(arena.take<float>(history.num_new * width_x_)),
           normed_(arena.take<float>(history.num_new * width_x_)),
           vk_(arena.take<float>(history.num_new * width_)),
@@ -56,16 +61,21 @@ public:
 
     Extend(const Extend&) = delete;  // forward_ refers to problem_
 
-    bool fits() const { return problem_.fits(); }
+    bool fits() const {
+        const auto is_known = [this](int64_t item) { return 0 <= item && item < history_.num_items; };
+        return problem_.fits() && std::all_of(history_.items, history_.items + history_.num_new, is_known);
+    }
 
-    // Writes the last row's x after all layers, (D,).
+    // Writes y of the last row, (D,).
     void run(float* output) {
-        const int64_t num_new = history_.num_new, dim = history_.dim;
+        const int64_t num_new = history_.num_new;
         buckets_.build(history_.thresholds);
-        for (int64_t i = 0; i < num_new; ++i) set_row(history_.x + i * dim, dim, x_ + i * width_x_);
+        std::copy_n(history_.asked_at, num_new, asked_at_ + history_.num_past);  // nobody looks at the rows before
+        problem_.next_timestamps = asked_at_;
+        for (int64_t i = 0; i < num_new; ++i) embed(i, x_ + i * width_x_);
         for (int64_t l = 0; l < history_.num_layers; ++l)
             run_layer(history_.layers[l], l + 1 < history_.num_layers ? 0 : num_new - 1);
-        copy(x_ + (num_new - 1) * width_x_, dim, output);
+        give_length_one(x_ + (num_new - 1) * width_x_, output);
     }
 
 private:
@@ -73,7 +83,6 @@ private:
         Problem problem{};
         problem.offsets = offsets_;
         problem.timestamps = history_.timestamps;
-        problem.next_timestamps = history_.asked_at;
         problem.thresholds = history_.thresholds;
         problem.num_rows = history_.length();
         problem.num_sequences = 1;
@@ -87,6 +96,19 @@ private:
     }
 
     int64_t width_gated() const { return padded(history_.width_v()); }
+
+    void embed(int64_t i, float* x) const {
+        const float* item = history_.item_table + history_.items[i] * history_.dim;
+        const float* position = history_.position_table + (history_.num_past + i) * history_.dim;
+        for (int64_t c = 0; c < history_.dim; ++c) x[c] = history_.scale * item[c] + position[c];
+    }
+
+    void give_length_one(const float* x, float* y) const {
+        float squares = 0;
+        for (int64_t c = 0; c < history_.dim; ++c) squares += x[c] * x[c];
+        const float length = std::max(std::sqrt(squares), history_.least_length);
+        for (int64_t c = 0; c < history_.dim; ++c) y[c] = x[c] / length;
+    }
 
     // Of the new rows those from `first` on are wanted; the others give their keys and values.
     void run_layer(const Layer& layer, int64_t first) {
@@ -157,6 +179,7 @@ private:
     const int64_t offsets_[2];
     Problem problem_;
     TimeBuckets buckets_;
+    int64_t* asked_at_;
     float *x_, *normed_, *vk_, *uq_, *attended_, *gated_;
     Forward forward_;
 };
@@ -175,7 +198,7 @@ int64_t hstu_extend_workspace(const History* history) {
     return extend.fits() ? arena.used() : -1;
 }
 
-// Writes the new last row after all layers, (D,), and the layers' keys and values.
+// Writes the last row's y, (D,), and the layers' keys and values.
 void hstu_extend(const History* history, float* workspace, float* output) {
     Arena arena(workspace);
     Extend(arena, *history).run(output);
