@@ -196,9 +196,8 @@ class Recommender:
         Only its last `max_len` known events count.
         """
         if self.encoder is not None:
-            is_known = rows >= 0
-            window = rows[is_known][-self.max_len :], timestamps[is_known][-self.max_len :]
-            return self.encoder.encode(*window, request_time)[0]
+            window = np.flatnonzero(rows >= 0)[-self.max_len :]
+            return self.encoder.encode(rows[window], timestamps[window], request_time)[0]
         batch = make_batch([(rows, timestamps)], [request_time], max_len=self.max_len)
         with torch.inference_mode():
             y_1D: Tensor = self.model(batch)[-1:]
