@@ -197,7 +197,7 @@ class Recommender:
         """
         if self.encoder is not None:
             window = np.flatnonzero(rows >= 0)[-self.max_len :]
-            return self.encoder.encode(rows[window], timestamps[window], request_time)[0]
+            return self.encoder.encode(rows[window], timestamps[window], request_time)
         batch = make_batch([(rows, timestamps)], [request_time], max_len=self.max_len)
         with torch.inference_mode():
             y_1D: Tensor = self.model(batch)[-1:]

@@ -1,7 +1,7 @@
 """HSTU over the new rows of one history, in one call of C++ (cpu/extend.cpp): what a service computes.
 
     packed = PackedLayers([LayerWeights(uvqk, output.weight, output.bias, position_weight, time_weight), ...], shape)
-    y_1D, keys, values = packed.extend(table_XD, position_ND, items_M, timestamps_K, asked_at_M, (), ())
+    y_1D, past = packed.extend(table_XD, position_ND, items_M, timestamps_K, asked_at_M)
 
 For the published layer in float32 without gradients. One user of 200 events with 2 blocks of D = 50 is some 12 MFLOP,
 a fifth of a millisecond; as 60 operations of torch it is six times that.
@@ -34,6 +34,13 @@ class LayerWeights(NamedTuple):
     output_bias: Tensor  # (D,)
     position: Tensor | None  # (2N-1,)
     time: Tensor | None  # (129,)
+
+
+class KeysAndValues(NamedTuple):
+    """Of the n rows of a history, in one layer."""
+
+    keys: Tensor  # (n, H, Dqk)
+    values: Tensor  # (n, H, Dv)
 
 
 class EncoderShape(NamedTuple):
@@ -72,10 +79,11 @@ class PackedLayers:
         items_M: Tensor,
         timestamps_K: Tensor,
         asked_at_M: Tensor,
-        past_keys: Sequence[Tensor],
-        past_values: Sequence[Tensor],
-    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return the last row's vector (1, D), and of each layer keys (K, H, Dqk) and values (K, H, Dv).
+        past: Sequence[KeysAndValues] = (),
+        *,
+        is_kept: bool = True,
+    ) -> tuple[Tensor, tuple[KeysAndValues, ...]]:
+        """Return the last row's vector (1, D), and of each layer what `past` has of it, for all rows.
 
         Args:
             table_XD: the items' vectors, contiguous float32, as those of the positions.
@@ -83,8 +91,8 @@ class PackedLayers:
             items_M: the new rows' items, int64 and contiguous, as all times.
             timestamps_K: seconds.
             asked_at_M: seconds; of the last row the request's, of the others the next event's.
-            past_keys: of each layer (n, H, Dqk); none for n = 0.
-            past_values: of each layer (n, H, Dv).
+            past: of each layer; nothing for n = 0.
+            is_kept: whether keys and values are wanted, which take a sixth of the time; else what comes back is empty.
 
         Raises:
             ValueError: K > N, an item is not in the table, or this is not float32.
@@ -92,12 +100,15 @@ class PackedLayers:
         shape, length = self._shape, len(timestamps_K)
         if table_XD.dtype != torch.float32 or position_ND.dtype != torch.float32:
             raise ValueError(f"the tables are {table_XD.dtype}, expected torch.float32 as when the layers were packed")
-        keys = tuple(empty_float32(length, shape.num_heads, shape.dim_qk) for _ in self._addresses)
-        values = tuple(empty_float32(length, shape.num_heads, shape.dim_v) for _ in self._addresses)
-        layers = (_Layer * len(self._addresses))()
+        widths = (shape.num_heads, shape.dim_qk), (shape.num_heads, shape.dim_v)
+        layers, kept = (_Layer * len(self._addresses))(), []
         for number, addresses in enumerate(self._addresses):
-            kept = (past_keys[number].data_ptr(), past_values[number].data_ptr()) if past_keys else (None, None)
-            layers[number] = _Layer(*addresses, *kept, keys[number].data_ptr(), values[number].data_ptr())
+            pointers: list[int | None] = [None] * 4
+            if past or is_kept:
+                kept.append(KeysAndValues(*(empty_float32(length, *width) for width in widths)))
+                before = past[number] if past else (None, None)
+                pointers = [None if x is None else x.data_ptr() for x in (*before, *kept[-1])]
+            layers[number] = _Layer(*addresses, *pointers)
         history = _History(
             layers,
             *(x.data_ptr() for x in (table_XD, position_ND, items_M, timestamps_K, asked_at_M, thresholds())),
@@ -109,7 +120,7 @@ class PackedLayers:
             raise ValueError(f"{length} rows, the new ones {items_M.tolist()[:8]}..., expected {expected}")
         workspace, output_1D = empty_float32(num_floats), empty_float32(1, shape.dim)
         _library().hstu_extend(history, workspace.data_ptr(), output_1D.data_ptr())
-        return output_1D, keys, values
+        return output_1D, tuple(kept)
 
 
 def _pack(matrix: Tensor) -> Tensor:

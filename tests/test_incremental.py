@@ -90,7 +90,12 @@ def test_the_layers_in_one_call_give_what_they_give_in_float64(bias, shape, num_
     for length, cuts in ((1, ()), (2, (1,)), (63, ()), (64, (62, 63)), (65, (64,)), (130, (1, 66, 129)), (200, (150,))):
         history = made_history([GAPS[(i + length) % len(GAPS)] for i in range(length)])
         y, ends, _ = encode_in_pieces(encoder, history, cuts)
-        torch.testing.assert_close(y.double(), encode_whole(model, *history)[ends], rtol=0, atol=2e-6)
+        whole = encode_whole(model, *history)
+        torch.testing.assert_close(y.double(), whole[ends], rtol=0, atol=2e-6)
+        rows, times, next_times = (part.numpy() for part in history)
+        once = encoder.encode(rows, times, int(next_times[-1]))
+        torch.testing.assert_close(once.double(), whole[-1:], rtol=0, atol=2e-6)
+        assert torch.equal(once, encoder.resume(None, rows, times, int(next_times[-1]))[0])
 
 
 @levers
@@ -98,9 +103,9 @@ def test_a_request_leaves_the_past_as_it_was(lever):
     items, timestamps, next_timestamps = made_history([60] * 12)
     model, encoder = in_single(made_model(lever))
     _, past = encoder.extend(None, items[:-1], timestamps[:-1], next_timestamps[:-1])
-    before = [tensor.clone() for tensor in (*past.keys, *past.values)]
+    before = [tensor.clone() for layer in past.layers for tensor in layer]
     answers = [encoder.extend(past, items[-1:], timestamps[-1:], timestamps[-1:] + gap)[0] for gap in (0, 10**7, 0)]
-    assert all(torch.equal(a, b) for a, b in zip(before, (*past.keys, *past.values), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, sum(past.layers, ()), strict=True))
     assert torch.equal(answers[0], answers[2])
     if model.layers[0].time_weight is not None:
         assert not torch.equal(answers[0], answers[1])
@@ -181,5 +186,5 @@ def test_its_memory_is_that_of_the_keys_and_values(is_single):
     _, past = encoder.extend(None, *made_history([60] * 10))
     rows = 10 * 2 * (4 + 3) * (4 if is_single else 8)  # heads, widths of keys and values, bytes
     assert past.num_bytes == 2 * rows + 10 * 8
-    assert all(t.untyped_storage().nbytes() == t.nbytes for t in (*past.keys, *past.values))
+    assert all(t.untyped_storage().nbytes() == t.nbytes for layer in past.layers for t in layer)
     assert past.without_last().num_bytes == 2 * rows + 9 * 8  # what it is a view of stays in memory

@@ -5,8 +5,9 @@ in every layer then never change. The last event's row waits for the request tim
 before it, now final) and the last instead of n:
 
     encoder = Encoder(model)
-    y_1D, past = encoder.encode(rows, timestamps, request_time)                                 # once
-    y_1D, past = encoder.encode([*rows, row], [*timestamps, when], later, past.without_last())  # one event more
+    y_1D, past = encoder.resume(None, rows, timestamps, request_time)                             # the whole history
+    y_1D, past = encoder.resume(past.without_last(), [*rows, row], [*timestamps, when], later)    # one event more
+    y_1D = encoder.encode(rows, timestamps, request_time)                                         # nothing is kept
 
 The row that is final now and the new last one go together: a call takes as long for one row as for two.
 
@@ -31,23 +32,20 @@ from torch.nn.functional import silu
 from components.model.embedding import LEAST_LENGTH, l2_normalize
 from components.model.hstu import NORM_EPS
 from kernels import RelativeBias, choose_backend
-from kernels.extend_cpu import EncoderShape, LayerWeights, PackedLayers
+from kernels.extend_cpu import EncoderShape, KeysAndValues, LayerWeights, PackedLayers
 from kernels.time_buckets import time_buckets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from components.model.embedding import InputEmbedding
     from components.model.hstu import HSTU, HSTULayer
 
 
 @dataclass(frozen=True, eq=False)
 class Past:
-    """The final rows of one history: (n,) int64 seconds, and for each layer keys (n, H, Dqk) and values (n, H, Dv)."""
+    """The final rows of one history: (n,) int64 seconds, and what each layer keeps of them."""
 
     timestamps: Tensor
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    layers: tuple[KeysAndValues, ...]
 
     def __len__(self) -> int:
         return len(self.timestamps)
@@ -55,11 +53,11 @@ class Past:
     @property
     def num_bytes(self) -> int:
         """Memory of its tensors, a row that `without_last` left out included."""
-        return self.timestamps.nbytes + sum(t.untyped_storage().nbytes() for t in (*self.keys, *self.values))
+        return self.timestamps.nbytes + sum(t.untyped_storage().nbytes() for layer in self.layers for t in layer)
 
     def without_last(self) -> Past:
         """Return all rows but the last, as views: its memory stays until these are extended."""
-        return Past(self.timestamps[:-1], tuple(k[:-1] for k in self.keys), tuple(v[:-1] for v in self.values))
+        return Past(self.timestamps[:-1], tuple(KeysAndValues(k[:-1], v[:-1]) for k, v in self.layers))
 
 
 class Encoder:
@@ -80,13 +78,15 @@ class Encoder:
         longer._embedding = embedding
         return longer
 
-    def encode(
-        self, rows_K: np.ndarray, timestamps_K: np.ndarray, request_time: int, past: Past | None = None
+    def encode(self, rows_K: np.ndarray, timestamps_K: np.ndarray, request_time: int) -> Tensor:
+        """Return the vector (1, D), of length 1, of a history of 1 to N known items in time order."""
+        return self._run(None, *_new_rows(0, rows_K, timestamps_K, request_time), is_kept=False)[0]
+
+    def resume(
+        self, past: Past | None, rows_K: np.ndarray, timestamps_K: np.ndarray, request_time: int
     ) -> tuple[Tensor, Past]:
-        """Return `extend` of a whole history (K,), 1 to N known items in time order, of which `past` is the start."""
-        start = len(past) if past else 0
-        next_timestamps_M = np.append(timestamps_K[start + 1 :], request_time)
-        return self.extend(past, *map(_to_long, (rows_K[start:], timestamps_K[start:], next_timestamps_M)))
+        """Return the same and the whole history's past, where `past` are its first rows, or None."""
+        return self.extend(past, *_new_rows(len(past) if past else 0, rows_K, timestamps_K, request_time))
 
     def extend(
         self, past: Past | None, items_M: Tensor, timestamps_M: Tensor, next_timestamps_M: Tensor
@@ -102,21 +102,34 @@ class Encoder:
         Raises:
             ValueError: the window would be longer than N.
         """
+        return self._run(past, items_M, timestamps_M, next_timestamps_M, is_kept=True)
+
+    def _run(
+        self, past: Past | None, items_M: Tensor, timestamps_M: Tensor, next_timestamps_M: Tensor, *, is_kept: bool
+    ) -> tuple[Tensor, Past]:
         start = len(past) if past else 0
         end, max_len = start + len(items_M), len(self._embedding.position)
         if end > max_len:
             raise ValueError(f"{start} + {len(items_M)} rows, expected at most {max_len}")
         asked_at_M = next_timestamps_M if self._knows_request_time else timestamps_M
         times_K = torch.cat([past.timestamps, timestamps_M]) if past else timestamps_M
+        before = past.layers if past else ()
         if self._packed is not None:
             tables = self._embedding.item.weight, self._embedding.position
-            kept = (past.keys, past.values) if past else ((), ())
-            y_1D, keys, values = self._packed.extend(*tables, items_M, times_K, asked_at_M, *kept)
-            return y_1D, Past(times_K, keys, values)
+            y_1D, layers = self._packed.extend(*tables, items_M, times_K, asked_at_M, before, is_kept=is_kept)
+            return y_1D, Past(times_K, layers)
         with torch.inference_mode():
             x_MD = self._embedding.embed(items_M, slice(start, end))
-            x_1D, keys, values = _extend(self._layers, past, x_MD, times_K, asked_at_M)
-            return l2_normalize(x_1D), Past(times_K, keys, values)
+            x_1D, layers = _extend(self._layers, before, x_MD, times_K, asked_at_M)
+            return l2_normalize(x_1D), Past(times_K, layers)
+
+
+def _new_rows(
+    start: int, rows_K: np.ndarray, timestamps_K: np.ndarray, request_time: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return items, timestamps and next timestamps of the rows from `start` on."""
+    next_timestamps_M = np.append(timestamps_K[start + 1 :], request_time)
+    return _to_long(rows_K[start:]), _to_long(timestamps_K[start:]), _to_long(next_timestamps_M)
 
 
 def _to_long(values: np.ndarray) -> Tensor:
@@ -148,28 +161,30 @@ def _pack(embedding: InputEmbedding, layers: list[HSTULayer]) -> PackedLayers | 
 
 
 def _extend(
-    layers: Iterable[HSTULayer], past: Past | None, x_MD: Tensor, times_K: Tensor, asked_at_M: Tensor
-) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the last row after all layers (1, D), and of each layer keys (K, H, Dqk) and values (K, H, Dv)."""
-    *_, last = layers
-    keys, values = [], []
+    layers: list[HSTULayer],
+    past: tuple[KeysAndValues, ...],
+    x_MD: Tensor,
+    times_K: Tensor,
+    asked_at_M: Tensor,
+) -> tuple[Tensor, tuple[KeysAndValues, ...]]:
+    """Return the last row after all layers (1, D), and what each layer keeps of all rows."""
+    kept = []
     for number, layer in enumerate(layers):
         u_MC, q_MHD, k_MHD, v_MHV = layer.project(x_MD)
-        if past is None:
-            k_KHD, v_KHV = k_MHD.clone(), v_MHV.clone()  # and not the whole projection that they are views of
+        if past:
+            k_KHD, v_KHV = torch.cat([past[number].keys, k_MHD]), torch.cat([past[number].values, v_MHV])
         else:
-            k_KHD, v_KHV = torch.cat([past.keys[number], k_MHD]), torch.cat([past.values[number], v_MHV])
-        if layer is last:
+            k_KHD, v_KHV = k_MHD.clone(), v_MHV.clone()  # and not the whole projection that they are views of
+        if layer is layers[-1]:
             x_MD, u_MC, q_MHD, asked_at_M = x_MD[-1:], u_MC[-1:], q_MHD[-1:], asked_at_M[-1:]
-        if past is None and layer is not last:  # what forward computes, with its kernel
+        if not past and layer is not layers[-1]:  # what forward computes, with its kernel
             offsets = torch.tensor([0, len(x_MD)])
             o_MHV = layer.attend(q_MHD, k_MHD, v_MHV, offsets, RelativeBias(None, None, times_K, asked_at_M))
         else:
             o_MHV = _attend(layer, q_MHD, k_KHD, v_KHV, time_buckets(asked_at_M[:, None] - times_K[None, :]))
         x_MD = layer.finish(x_MD, u_MC, o_MHV)
-        keys.append(k_KHD)
-        values.append(v_KHV)
-    return x_MD, tuple(keys), tuple(values)
+        kept.append(KeysAndValues(k_KHD, v_KHV))
+    return x_MD, tuple(kept)
 
 
 def _attend(layer: HSTULayer, q_MHD: Tensor, k_KHD: Tensor, v_KHV: Tensor, buckets_MK: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class EncodedWindow:
         payload += self.history.num_bytes if self.history else 0
         if self.past is None:
             return payload
-        return payload + self.past.num_bytes + _BYTES_A_TENSOR * (1 + 2 * len(self.past.keys))
+        return payload + self.past.num_bytes + _BYTES_A_TENSOR * (1 + 2 * len(self.past.layers))
 
     def begins(self, contents_n: np.ndarray, timestamps_n: np.ndarray) -> bool:
         """Whether a window starts with exactly these events."""
@@ -174,7 +174,7 @@ class UserStates:
         if known is not None and not known.begins(contents_n, timestamps_n):
             known = None
         self._count(known, len(rows_n))
-        y_1D, past = encoder.encode(rows_n, timestamps_n, request_time, known.past if known else None)
+        y_1D, past = encoder.resume(known.past if known else None, rows_n, timestamps_n, request_time)
         final = past.without_last() if len(past) > 1 else None  # the last row waits for its next event
         self._keep(user_id, EncodedWindow(contents_n, timestamps_n, final, history), generation)
         return y_1D

@@ -20,7 +20,7 @@ struct Layer {
     const float *output, *output_bias;           // (H Dv, D), (D,)
     const float *position_weight, *time_weight;  // (2N-1,) and (NUM_BUCKETS,), or null
     const float *past_keys, *past_values;        // n rows, not read where there are none
-    float *keys, *values;                        // n + M rows: all are written
+    float *keys, *values;                        // n + M rows: all are written; null where n = 0 and nobody wants them
 };
 
 // The fields of kernels/extend_cpu.py in the same order.
@@ -54,8 +54,8 @@ public:
           x_(arena.take<float>(history.num_new * width_x_)),
           normed_(arena.take<float>(history.num_new * width_x_)),
           vk_(arena.take<float>(history.num_new * width_)),
-          uq_(arena.take<float>(history.length() * width_)),
-          attended_(arena.take<float>(history.length() * history.width_v())),
+          uq_(arena.take<float>(history.length() * width_ + WIDTH)),
+          attended_(arena.take<float>(history.length() * history.width_v() + WIDTH)),
           gated_(arena.take<float>(history.num_new * width_gated())),
           forward_(arena, problem_, buckets_, int(history.length())) {}
 
@@ -113,17 +113,14 @@ private:
     // Of the new rows those from `first` on are wanted; the others give their keys and values.
     void run_layer(const Layer& layer, int64_t first) {
         const int64_t num_past = history_.num_past, num_new = history_.num_new;
-        for (int64_t i = 0; i < num_new; ++i) {
-            float* row = normed_ + i * width_x_;
-            set_row(x_ + i * width_x_, history_.dim, row);
-            normalize(row, history_.dim, history_.eps);
-        }
+        for (int64_t i = 0; i < num_new; ++i)
+            normalize(x_ + i * width_x_, history_.dim, history_.eps, normed_ + i * width_x_);
         project(0, layer.vk, vk_);
         project(first, layer.uq, uq_ + (num_past + first) * width_);
-        keep(layer);
         problem_.q = {uq_ + history_.width_v(), width_, history_.dim_qk};
-        problem_.k = {layer.keys, history_.width_qk(), history_.dim_qk};
-        problem_.v = {layer.values, history_.width_v(), history_.dim_v};
+        problem_.k = {vk_ + history_.width_v(), width_, history_.dim_qk};
+        problem_.v = {vk_, width_, history_.dim_v};
+        if (layer.keys) keep(layer);
         problem_.position_weight = layer.position_weight;
         problem_.time_weight = layer.time_weight;
         forward_.run(Sequence(problem_, 0), {0, history_.num_heads}, attended_, int(num_past + first));
@@ -141,6 +138,8 @@ private:
     }
 
     void keep(const Layer& layer) {
+        problem_.k = {layer.keys, history_.width_qk(), history_.dim_qk};
+        problem_.v = {layer.values, history_.width_v(), history_.dim_v};
         const int64_t num_past = history_.num_past, width_v = history_.width_v(), width_qk = history_.width_qk();
         copy(layer.past_values, num_past * width_v, layer.values);
         copy(layer.past_keys, num_past * width_qk, layer.keys);
@@ -155,10 +154,9 @@ private:
         const int64_t width_v = history_.width_v(), num_past = history_.num_past, dim = history_.dim;
         for (int64_t i = first; i < history_.num_new; ++i) {
             float* row = gated_ + i * width_gated();
-            set_row(attended_ + (num_past + i) * width_v, width_v, row);
-            normalize(row, width_v, history_.eps);
-            const float* u = uq_ + (num_past + i) * width_;
-            for (int64_t c = 0; c < width_v; ++c) row[c] *= u[c];
+            normalize(attended_ + (num_past + i) * width_v, width_v, history_.eps, row);
+            const float* u = uq_ + (num_past + i) * width_;  // wide enough: q comes after it
+            for (int64_t c = 0; c < width_v; c += WIDTH) store(row + c, load(row + c) * load(u + c));
         }
         const int rows = int(history_.num_new - first);
         float* x = x_ + first * width_x_;
@@ -166,12 +164,6 @@ private:
                  {layer.output, width_x_}, {x, width_x_}, true);
         for (int64_t i = 0; i < rows; ++i)
             for (int64_t c = 0; c < dim; ++c) x[i * width_x_ + c] += layer.output_bias[c];
-    }
-
-    // Copies a row, with zeros behind it.
-    static void set_row(const float* from, int64_t width, float* to) {
-        copy(from, width, to);
-        std::fill(to + width, to + padded(width), 0.0f);
     }
 
     const History& history_;

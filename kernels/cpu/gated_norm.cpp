@@ -60,7 +60,7 @@ class GatedNorm {
         fill(gate_, problem_.u[row], width_);
         if (problem_.threshold > 0) mask_of_.fill(row, mask_.data());
         fill(normed_, problem_.o[row], width_);
-        return normalize(normed_.data(), width_, problem_.eps);
+        return normalize(normed_.data(), width_, problem_.eps, normed_.data());
     }
 
     const Problem& problem_;

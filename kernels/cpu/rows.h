@@ -32,20 +32,25 @@ inline void fill(std::vector<float>& buffer, const float* row, int64_t width) {
     std::fill(buffer.begin() + width, buffer.end(), 0.0f);
 }
 
-// Layer norm without weights of a padded buffer, in place; its padding, zeros before, is zeros after. Returns 1 / sqrt(variance + eps).
-inline float normalize(float* row, int64_t width, float eps) {
+// Layer norm without weights of one row to another, which may be the same, both padded; what `from` has behind its width
+// does not matter, and `to` gets zeros there. Returns 1 / sqrt(variance + eps).
+inline float normalize(const float* from, int64_t width, float eps, float* to) {
+    const auto is_inside = [=](int64_t column) {
+        IntVector lanes;
+        for (int lane = 0; lane < WIDTH; ++lane) lanes[lane] = lane;
+        return lanes < int(width - column);
+    };
     Vector total{};
-    for (int64_t c = 0; c < width; c += WIDTH) total += load(row + c);
+    for (int64_t c = 0; c < width; c += WIDTH) total += is_inside(c) ? load(from + c) : Vector{};
     const float mean = sum(total) / width;
-    std::fill(row + width, row + padded(width), mean);  // so that the padding adds nothing to the variance
     Vector squares{};
     for (int64_t c = 0; c < width; c += WIDTH) {
-        const Vector centered = load(row + c) - mean;
+        const Vector centered = is_inside(c) ? load(from + c) - mean : Vector{};
         squares += centered * centered;
-        store(row + c, centered);
+        store(to + c, centered);
     }
     const float rstd = 1.0f / std::sqrt(sum(squares) / width + eps);
-    for (int64_t c = 0; c < width; c += WIDTH) store(row + c, load(row + c) * rstd);
+    for (int64_t c = 0; c < width; c += WIDTH) store(to + c, load(to + c) * rstd);
     return rstd;
 }
 

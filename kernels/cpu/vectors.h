@@ -28,12 +28,6 @@ inline void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
 
 inline Vector broadcast(float x) { return x - Vector{}; }  // x + 0 would have to turn -0 into 0
 
-inline float sum(Vector x) {
-    float total = 0;
-    for (int lane = 0; lane < WIDTH; ++lane) total += x[lane];
-    return total;
-}
-
 // The first `count` values, where there are fewer than WIDTH, and zeros behind them. Compilers make a masked load of
 // this loop; of one that ends at `count` they make a call of memcpy, for two or three values.
 inline Vector load_first(const float* from, int count) {
@@ -51,6 +45,20 @@ inline Vector choose_lanes(Vector x, Vector y, std::integer_sequence<int, LANES.
 #else
     return __builtin_shuffle(x, y, IntVector{LANES...});
 #endif
+}
+
+template <int STEP, int... LANES>
+inline Vector rotate(Vector x, std::integer_sequence<int, LANES...>) {
+    return choose_lanes(x, x, std::integer_sequence<int, (LANES + STEP) % WIDTH...>());
+}
+
+// In halves: one lane after the other, each addition waits for the one before it.
+template <int HALF = WIDTH / 2>
+inline float sum(Vector x) {
+    if constexpr (HALF == 0)
+        return x[0];
+    else
+        return sum<HALF / 2>(x + rotate<HALF>(x, std::make_integer_sequence<int, WIDTH>()));
 }
 
 // One step of a transposition: exchanges the upper lanes of x with the lower lanes of y, in blocks of STEP.
