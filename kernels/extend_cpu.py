@@ -62,6 +62,7 @@ class PackedLayers:
     def __init__(self, layers: Sequence[LayerWeights], shape: EncoderShape) -> None:
         self._shape = shape
         width_v, width_qk = shape.num_heads * shape.dim_v, shape.num_heads * shape.dim_qk
+        self._workspaces: list[Tensor] = []  # as many as there were calls at once; append and pop are atomic
         self._alive: list[Tensor | None] = []
         self._addresses = []
         for layer in layers:
@@ -86,20 +87,19 @@ class PackedLayers:
         """Return the last row's vector (1, D), and of each layer what `past` has of it, for all rows.
 
         Args:
-            table_XD: the items' vectors, contiguous float32, as those of the positions.
+            table_XD: the items' vectors; float32, contiguous and on the CPU, as all that is no integer.
             position_ND: a place each, from 0.
-            items_M: the new rows' items, int64 and contiguous, as all times.
+            items_M: the new rows' items, one at least; int64, contiguous and on the CPU, as all times.
             timestamps_K: seconds.
             asked_at_M: seconds; of the last row the request's, of the others the next event's.
             past: of each layer; nothing for n = 0.
-            is_kept: whether keys and values are wanted, which take a sixth of the time; else what comes back is empty.
+            is_kept: whether keys and values are wanted, which take a sixth of the time; else the answer's may be empty.
 
         Raises:
-            ValueError: K > N, an item is not in the table, or this is not float32.
+            ValueError: these do not fit together, K > N, or the table lacks an item.
         """
         shape, length = self._shape, len(timestamps_K)
-        if table_XD.dtype != torch.float32 or position_ND.dtype != torch.float32:
-            raise ValueError(f"the tables are {table_XD.dtype}, expected torch.float32 as when the layers were packed")
+        self._check((table_XD, position_ND), (items_M, timestamps_K, asked_at_M), past)
         widths = (shape.num_heads, shape.dim_qk), (shape.num_heads, shape.dim_v)
         layers, kept = (_Layer * len(self._addresses))(), []
         for number, addresses in enumerate(self._addresses):
@@ -118,9 +118,40 @@ class PackedLayers:
         if num_floats < 0:
             expected = f"at most {shape.max_len} rows of items from 0 to {len(table_XD) - 1}"
             raise ValueError(f"{length} rows, the new ones {items_M.tolist()[:8]}..., expected {expected}")
-        workspace, output_1D = empty_float32(num_floats), empty_float32(1, shape.dim)
+        workspace, output_1D = self._take_workspace(num_floats), empty_float32(1, shape.dim)
         _library().hstu_extend(history, workspace.data_ptr(), output_1D.data_ptr())
+        self._workspaces.append(workspace)
         return output_1D, tuple(kept)
+
+    def _take_workspace(self, num_floats: int) -> Tensor:
+        """Return memory that no other call has now: used again, because keys and values stay.
+
+        Where each call asks malloc for it, what is kept comes to lie in the gap that the last one left, and the next
+        one does not fit there any more: of 20,000 users of two events each took 64 kB, and takes 8.
+        """
+        try:
+            workspace = self._workspaces.pop()
+        except IndexError:  # none yet, or as many calls at once as never before
+            return empty_float32(num_floats)
+        return workspace if len(workspace) >= num_floats else empty_float32(num_floats)
+
+    def _check(self, tables: Sequence[Tensor], integers: Sequence[Tensor], past: Sequence[KeysAndValues]) -> None:
+        """Raise ValueError for what C++, which gets addresses, would misread."""
+        items_M, timestamps_K, asked_at_M = integers
+        num_past = len(timestamps_K) - len(items_M)
+        if not 1 <= len(items_M) <= len(timestamps_K) or len(asked_at_M) != len(items_M):
+            lengths = ", ".join(str(len(x)) for x in integers)
+            raise ValueError(f"items, timestamps and times of asking are {lengths}, expected M >= 1, K >= M and M")
+        if len(past) != (len(self._addresses) if num_past else 0):
+            raise ValueError(f"{num_past} rows are known and {len(past)} layers of them given")
+        kept = [x for layer in past for x in layer]
+        if any(len(x) != num_past for x in kept):
+            raise ValueError(f"{num_past} rows are known and {[len(x) for x in kept]} given")
+        for dtype, tensors in ((torch.int64, integers), (torch.float32, (*tables, *kept))):
+            for x in tensors:
+                if x.dtype != dtype or x.device.type != "cpu" or not x.is_contiguous():
+                    found = f"{x.dtype} on {x.device}, of strides {x.stride()}"
+                    raise ValueError(f"a tensor is {found}, expected {dtype} on the CPU, contiguous")
 
 
 def _pack(matrix: Tensor) -> Tensor:

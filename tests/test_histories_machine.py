@@ -37,7 +37,7 @@ new_events = st.lists(
 class Services(RuleBasedStateMachine):
     """Two engines on one SQLite file beside lists that say what has to be in it."""
 
-    recommender: Recommender  # float64, so that a cached answer is the whole one to 1e-12
+    recommender: Recommender
 
     @initialize()
     def start(self):

@@ -164,6 +164,30 @@ def test_a_version_never_comes_again(store, user):
     assert len(set(seen)) == len(seen)
 
 
+def test_after_a_version_only_the_rest_is_read_where_that_is_all_that_changed(store, user):
+    store.append(user, numbered(0, 4))
+    version = store.read(user, 10).version
+
+    def read_rest(after=version, limit=10):
+        history = store.read(user, limit, after=after)
+        return history.is_rest, ids(history.events), history.total
+
+    assert read_rest() == (True, ["e3"], 4)
+    store.append(user, numbered(4, 6))
+    assert read_rest() == (True, ["e3", "e4", "e5"], 6)
+    assert read_rest(limit=3) == (True, ["e3", "e4", "e5"], 6)
+    assert read_rest(limit=2) == (False, ["e4", "e5"], 6)  # more came in than that
+    newer = store.read(user, 10).version
+    assert read_rest(after=newer) == (True, ["e5"], 6)
+    assert read_rest(after=f"{newer}0") == (False, [f"e{n}" for n in range(6)], 6)  # one that is still to come
+    store.append(user, [event("late", timestamp=-1)])
+    assert read_rest() == (False, ["late", *(f"e{n}" for n in range(6))], 7)
+    store.forget(user)
+    assert read_rest() == (False, [], 0)
+    store.append(user, numbered(0, 4))
+    assert read_rest() == (False, [f"e{n}" for n in range(4)], 4)
+
+
 def test_a_forgotten_user_leaves_nothing_and_may_begin_anew(store, user):
     store.append(user, numbered(0, 3))
     store.append(user + "2", numbered(0, 3))
@@ -227,7 +251,7 @@ def test_any_sequence_of_calls_gives_what_a_list_gives(url, steps, keep, limit):
     user, model, versions = f"any {random.SystemRandom().random()}", Model(keep), set()
     with closing(open_store(url, keep=keep)) as store:
         for step in steps:
-            before = store.read(user, 1).version
+            before, known = store.read(user, 1).version, model.events
             if step == "forget":
                 assert store.forget(user) == model.forget()
             else:
@@ -237,6 +261,12 @@ def test_any_sequence_of_calls_gives_what_a_list_gives(url, steps, keep, limit):
                 assert store.read(user, 1).version == before or store.read(user, 1).version not in versions
             history = store.read(user, limit)
             assert (history.events, history.total) == (model.events[-limit:], len(model.events))
+            rest = store.read(user, limit, after=before)
+            assert (rest.total, rest.version) == (history.total, history.version)
+            if not rest.is_rest:
+                assert rest.events == history.events
+            elif rest.events[:1] == known[-1:]:  # else so much came in that the last known one was dropped
+                assert (*known, *rest.events[1:])[-min(limit, rest.total) :] == history.events
             assert store.seen(user) == {e.item_id for e in model.events}
             versions.add(history.version)
 

@@ -11,7 +11,7 @@ from made_models import HSTU_LEVERS, model_settings
 
 from components.dataset import Batch
 from components.model import build_model
-from components.model.incremental import Encoder
+from components.model.incremental import Encoder, Past
 from kernels import choose_backend
 from kernels.cpu import library as cpu_library
 
@@ -153,12 +153,49 @@ def test_an_encoder_keeps_the_weights_it_was_made_from_and_takes_more_items():
         assert torch.equal(encoder.extend(None, *history)[0], before)
 
 
+def refusals():
+    """What C++, which gets addresses, would misread."""
+    items, times, next_times = history = made_history([60] * 9)
+    kept = Encoder(made_model("as published").to(torch.float64)).extend(None, *history)[1]
+    return {
+        "no rows": (None, items[:0], times[:0], next_times[:0]),
+        "fewer times than items": (None, items, times[:3], next_times),
+        "fewer next times": (None, items, times, next_times[:3]),
+        "times that are no integers": (None, items, times.double(), next_times),
+        "every other item": (None, items.repeat_interleave(2)[::2], times, next_times),
+        "a past of another dtype": (kept, items, times + 1000, next_times + 1000),
+        "a past without its layers": (Past(times, ()), items, times + 1000, next_times + 1000),
+        "a past of other lengths": (Past(times[:4], in_single_past(history)), items, times + 1000, next_times + 1000),
+    }
+
+
+def in_single_past(history):
+    return in_single(made_model("as published"))[1].extend(None, *history)[1].layers
+
+
 @pytest.mark.skipif(not COMPILED, reason="no C++ compiler")
-def test_a_model_that_became_another_dtype_is_refused_and_not_misread():
+@pytest.mark.parametrize("what", list(refusals()))
+def test_what_does_not_fit_together_is_refused_and_not_misread(what):
+    _, encoder = in_single(made_model("as published"))
+    with pytest.raises(ValueError, match=r"expected|are known and"):
+        encoder.extend(*refusals()[what])
+
+
+@pytest.mark.skipif(not COMPILED, reason="no C++ compiler")
+def test_a_model_that_became_another_one_is_refused_and_not_misread():
     model, encoder = in_single(made_model("as published"))
     model.double()
-    with pytest.raises(ValueError, match=r"the tables are torch\.float64, expected torch\.float32"):
+    with pytest.raises(ValueError, match=r"a tensor is torch\.float64 on cpu.*expected torch\.float32 on the CPU"):
         encoder.extend(None, *made_history([60] * 9))
+    model.float().to("meta")
+    with pytest.raises(ValueError, match=r"a tensor is torch\.float32 on meta"):
+        encoder.extend(None, *made_history([60] * 9))
+
+
+def test_layers_of_another_dtype_than_the_items_are_not_for_the_kernel():
+    model, _ = in_single(made_model("as published"))
+    model.layers[1].double()
+    assert Encoder(model)._packed is None
 
 
 @pytest.mark.parametrize("item", [-1, NUM_ITEMS])

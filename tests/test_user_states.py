@@ -5,6 +5,7 @@ import weakref
 from contextlib import closing
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from components.recommender import Recommender
 from components.serving.engine import Engine
 from components.serving.history_store import History, StoredEvent
 from components.serving.user_states import KnownHistory, UserStates, window_start
+from kernels import choose_backend
 
 N, NUM_ITEMS = 12, 30
 RANDOM = np.random.default_rng(5)
@@ -119,6 +121,23 @@ def test_forgetting_leaves_nothing(model):
     assert states.forget("a")
     assert not states.forget("a")
     assert (len(states), states.num_bytes) == (0, 0)
+
+
+@pytest.mark.skipif(choose_backend("cpu")[0] != "cpu", reason="no C++ compiler")
+def test_users_take_the_memory_that_is_counted():
+    """Encoding needs much more for a moment than what is kept, which must not come to lie in between."""
+    torch.manual_seed(1)
+    shape = {"max_len": 200, "dim": 50, "head_dim_qk": 50, "head_dim_v": 50, "num_heads": 1}
+    states = made_states(build_model("hstu", model_settings(**shape), NUM_ITEMS).eval())
+
+    def serve(first, end):
+        for user in range(first, end):
+            states.encode(str(user), ROWS[:2], TIMES[:2], int(TIMES[2]), generation=0)
+
+    serve(0, 500)
+    resident, counted = psutil.Process().memory_info().rss, states.num_bytes
+    serve(500, 2_500)
+    assert psutil.Process().memory_info().rss - resident < 2 * (states.num_bytes - counted)
 
 
 def test_what_was_read_before_a_user_was_forgotten_is_not_kept(model):

@@ -63,7 +63,7 @@ class Past:
 class Encoder:
     """Encodes histories with a model in evaluation mode, attention of either kind, any bias. No gradients.
 
-    Its weights are what the model's are now; where these are trained on, make another one.
+    It may hold copies of the layers' weights: when a model has been trained on, make another one.
     """
 
     def __init__(self, model: HSTU) -> None:
@@ -100,7 +100,7 @@ class Encoder:
             next_timestamps_M: when the event after each one comes; for the last, the time of the request.
 
         Raises:
-            ValueError: the window would be longer than N.
+            ValueError: the window would be longer than N, or these do not fit together.
         """
         return self._run(past, items_M, timestamps_M, next_timestamps_M, is_kept=True)
 
@@ -138,13 +138,13 @@ def _to_long(values: np.ndarray) -> Tensor:
 
 def _pack(embedding: InputEmbedding, layers: list[HSTULayer]) -> PackedLayers | None:
     """Return the layers for C++, None where they are not what it computes, or there is none."""
-    weight = embedding.item.weight
-    if weight.dtype != torch.float32 or choose_backend(weight.device, embedding.backend)[0] != "cpu":
+    weights = [*embedding.parameters(), *(weight for layer in layers for weight in layer.parameters())]
+    if any(weight.dtype != torch.float32 or weight.device.type != "cpu" for weight in weights):
         return None
-    if not all(layer.is_as_published for layer in layers):
+    if choose_backend("cpu", embedding.backend)[0] != "cpu" or not all(layer.is_as_published for layer in layers):
         return None
     shape = EncoderShape(
-        dim=weight.shape[1],
+        dim=embedding.item.embedding_dim,
         num_heads=layers[0].num_heads,
         dim_qk=layers[0].widths[2] // layers[0].num_heads,
         dim_v=layers[0].widths[0] // layers[0].num_heads,
@@ -153,11 +153,11 @@ def _pack(embedding: InputEmbedding, layers: list[HSTULayer]) -> PackedLayers | 
         eps=NORM_EPS,
         least_length=LEAST_LENGTH,
     )
-    weights = [
+    published = [
         LayerWeights(layer.uvqk, layer.output.weight, layer.output.bias, layer.position_weight, layer.time_weight)
         for layer in layers
     ]
-    return PackedLayers(weights, shape)
+    return PackedLayers(published, shape)
 
 
 def _extend(

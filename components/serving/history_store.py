@@ -79,9 +79,11 @@ class HistoryStore(Protocol):
     """Histories by user id; safe to call from many threads. Every method raises StoreError and InputError.
 
     A version is `<lineage>.<arrived>`: random digits that are drawn anew whenever an event comes in before an older
-    one, or into an empty history; and how many events arrived so far. So no version ever comes again, not even after
-    a restored backup, and two of one lineage differ by events at the end only. (Unless a server forgets what it had
-    acknowledged, as Redis may at a failover: therefore the event before the rest, to compare.)
+    one, or into an empty history; and how many events arrived so far. So a store that keeps what it acknowledged has no
+    version twice, and two of one lineage differ by events at the end only. One that loses some, at a failover of Redis
+    or when a backup is restored under a running service, may count to a version again, with other events. Therefore the
+    rest begins with the event before it: where that is not the last one known, the history is read anew. (Should it be
+    the same, of as many lost events as came in since, a service that knew the lost ones keeps them until it forgets.)
     """
 
     def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
