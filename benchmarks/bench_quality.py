@@ -27,7 +27,8 @@ from ruamel.yaml import YAML
 from benchmarks import recording
 from benchmarks.recording import Row
 from components.console import log, setup_logging
-from components.files import read_json
+from components.errors import SettingsError
+from components.files import read_json, write_json
 from components.fitting.runs import hash_run
 from components.metrics import bootstrap_interval
 from components.settings import Settings, load_settings, use_recipe
@@ -36,6 +37,7 @@ METRICS = ("ndcg@10", "hr@10")
 SUFFIXES = {"": "", "_unknown_time": ".unknown_time", "_untied": ".untied", "_unfiltered": ".unfiltered"}
 SAMPLES, CONFIDENCE, BOOTSTRAP_SEED = 2_000, 0.95, 1
 COLUMNS = ("log", "protocol", "name", "model", "seed", "best_epoch", "minutes", "valid_ndcg@10", *METRICS)
+REVISION = "revision.json"  # of the code that trained and evaluated what lies beside it
 Users = dict[int, float]  # user id -> metric
 
 
@@ -83,10 +85,22 @@ def write_recipe(section: str, keys: Mapping[str, str], path: Path) -> Path:
 
 
 def build_sequences(args: argparse.Namespace, settings: Settings, folder: Path) -> None:
-    """Run ingestion, validation and sequences where this was not done yet."""
+    """Run ingestion, validation and sequences where this was not done yet.
+
+    Raises:
+        SettingsError: it was done with other settings.
+    """
     from components import ingestion, sequences, validation
 
-    if all((folder / "sequences" / protocol / "split.json").exists() for protocol in args.protocols):
+    made, settings_file = folder / "sequences", folder / "sequences_settings.json"
+    wanted = {name: getattr(settings, name).model_dump(mode="json") for name in ("ingest", "validate_", "sequences")}
+    if all((made / protocol / "split.json").exists() for protocol in args.protocols):
+        if settings_file.exists() and read_json(settings_file) != wanted:
+            raise SettingsError(
+                "sequences were made with other settings of ingest, validate or sequences",
+                where=str(made),
+                todo="Name another --folder, or delete that one",
+            )
         return
     data, quarantine = folder / "data", folder / "quarantine.parquet"
     options = {"source": args.source, "path": str(args.path)}
@@ -100,9 +114,8 @@ def build_sequences(args: argparse.Namespace, settings: Settings, folder: Path) 
         promoted_profile=folder / "none.json",
         judged=folder / "validated",
     )
-    sequences.build_sequences(
-        settings.sequences, tuple(args.protocols), data=data, quarantine=quarantine, out=folder / "sequences"
-    )
+    sequences.build_sequences(settings.sequences, tuple(args.protocols), data=data, quarantine=quarantine, out=made)
+    write_json(settings_file, wanted)
 
 
 def run_seed(cell: Cell, seed: int) -> Path:
@@ -126,6 +139,7 @@ def run_seed(cell: Cell, seed: int) -> Path:
         checkpoint=checkpoint,
         out=folder / "evaluation",
     )
+    write_json(folder / REVISION, recording.revision())
     return folder
 
 
@@ -134,6 +148,7 @@ def describe_seed(cell: Cell, seed: int, folder: Path, users_below: int | None) 
     facts = read_json(folder / "checkpoint" / "checkpoint.json")
     row: Row = {"seed": seed, "best_epoch": facts["best_epoch"], "epochs": len(facts["epochs"])}
     row["minutes"] = sum(epoch["seconds"] for epoch in facts["epochs"] + facts["refit_epochs"]) / 60
+    row["revision"] = read_json(folder / REVISION) if (folder / REVISION).exists() else "unknown"
     return row | measure(cell, [folder], users_below)
 
 
@@ -193,7 +208,14 @@ def run_cell(cell: Cell, args: argparse.Namespace, facts: Row) -> list[Row]:
         rows.append(shared | describe_seed(cell, seed, folders[-1], args.users_below))
         recording.append_rows(args.results, rows[-1:])
     if len(folders) > 1:
-        each = {"seed": "all", "best_epoch": "", "epochs": train.epochs, "minutes": sum(r["minutes"] for r in rows)}
+        revisions = " ".join(sorted({row["revision"] for row in rows}))
+        each = {
+            "revision": revisions,
+            "seed": "all",
+            "best_epoch": "",
+            "epochs": train.epochs,
+            "minutes": sum(r["minutes"] for r in rows),
+        }
         rows.append(shared | each | measure(cell, folders, args.users_below))
         recording.append_rows(args.results, rows[-1:])
     return rows

@@ -23,7 +23,7 @@ def describe_run(module: str, arguments: Sequence[str], device: torch.device, nu
     """Return the columns that all rows of a run share."""
     return {
         "day": dt.datetime.now(tz=dt.UTC).date().isoformat(),
-        "revision": _revision(),
+        "revision": revision(),
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": num_threads,
         "python": platform.python_version(),
@@ -34,7 +34,7 @@ def describe_run(module: str, arguments: Sequence[str], device: torch.device, nu
     }
 
 
-def _revision() -> str:
+def revision() -> str:
     """Return the commit's short hash, ending in -dirty where tracked files differ from it."""
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]

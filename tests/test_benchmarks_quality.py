@@ -7,6 +7,7 @@ import pytest
 from made_logs import build, walking_log, write_log
 
 from benchmarks import bench_ablation, bench_quality
+from components.errors import SettingsError
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 TINY = ("max_len=12", "dim=8", "head_dim_qk=8", "head_dim_v=8", "num_blocks=1", "epochs=2", "learning_rate=0.01")
@@ -50,6 +51,28 @@ def test_what_is_trained_is_not_trained_again(command, monkeypatch):
     assert bench_quality.main(command) == 0
     first, again = read_rows(command)
     assert first == again
+
+
+def test_a_row_names_the_code_that_trained_it_and_not_the_one_that_found_it(command, monkeypatch):
+    monkeypatch.setattr(bench_quality.recording, "revision", lambda: "first")
+    assert bench_quality.main([*command, "--seeds", "1"]) == 0
+    monkeypatch.setattr(bench_quality.recording, "revision", lambda: "second")
+    assert bench_quality.main([*command, "--seeds", "1", "2"]) == 0
+    assert [row["revision"] for row in read_rows(command)] == ["first", "first", "second", "first second"]
+
+
+def test_sequences_of_other_settings_are_not_taken(tmp_path):
+    log = tmp_path / "walks.csv"
+    lines = (f"{user},{item},{10**9 + when}" for user, item, when in walking_log())
+    log.write_text("\n".join(["user_id,item_id,timestamp", *lines]))
+    options = ["--source", "table", "--path", str(log), "--params", str(PARAMS), "--folder", str(tmp_path / "quality")]
+    args = bench_quality.parse([*options, "--protocols", "time_split"])
+    settings, folder = bench_quality.prepare(args)
+    for _ in range(2):
+        bench_quality.build_sequences(args, settings, folder)
+    args.set = ["sequences.valid_fraction=0.2"]
+    with pytest.raises(SettingsError, match="Name another --folder"):
+        bench_quality.build_sequences(args, *bench_quality.prepare(args))
 
 
 def test_another_setting_is_another_training(command):
