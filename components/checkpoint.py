@@ -99,8 +99,19 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
     missing = [key for key in _NEEDED if key not in facts] if isinstance(facts, dict) else list(_NEEDED)
     if missing:
         raise StateError("is not a checkpoint of hstuflow", where=str(file), expected=f"the keys {', '.join(missing)}")
+    _check_shape(facts, file)
     _check_settings(facts["settings"], file)
     return facts
+
+
+def _check_shape(facts: dict[str, Any], file: Path) -> None:
+    """Raise StateError where there is not all of what `build_model` reads."""
+    settings, num_items = facts["settings"], facts["num_items"]
+    given = set(settings_of(facts)) if isinstance(settings, dict) else set()
+    missing = sorted({*SHAPE, "dropout"} - given)
+    if missing or not isinstance(num_items, int) or num_items < 1:
+        observed = f"no settings {', '.join(missing)}" if missing else f"num_items {num_items!r}"
+        raise StateError("is damaged", where=str(file), observed=observed, todo="Train again: `dvc repro`")
 
 
 def _check_settings(settings: dict[str, Any], file: Path) -> None:

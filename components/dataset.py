@@ -26,7 +26,7 @@ from torch import Tensor
 from components.files import read_json, reading
 
 _TODO = "Run `dvc repro sequences`"
-# Of random numbers within an epoch, apart from the trainer's 0 and 1: order, places, lengths and times of the windows.
+# Of random numbers within an epoch, apart from the trainer's 1: order, places, lengths and times of the windows.
 # What draws from one stream leaves the others as they are.
 _STREAMS = ((), (2,), (3,), (4,))
 

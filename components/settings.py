@@ -35,7 +35,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 class Section(BaseModel):
     """A section of params.yaml: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SyntheticSettings(Section):
@@ -155,8 +155,8 @@ class TrainSettings(Section):
         description="tag of the Bento or model whose weights training starts from, under the time split; null: from "
         "scratch. `python -m components warm-start` sets it to the champion",
     )
-    seed: int = Field(ge=0)
-    num_threads: int = Field(ge=1, description="CPU threads; two are 3-5x slower than one on a busy machine")
+    seed: int = Field(ge=0, lt=2**63)
+    num_threads: int = Field(ge=1, le=4_096, description="CPU threads; two are 3-5x slower than one on a busy machine")
     backend: Literal["auto", "reference", "torch", "cpu", "triton"] = Field(
         description="of the kernels (kernels/choice.py); training says which and why"
     )

@@ -29,6 +29,22 @@ def test_settings_of_another_version_are_refused_although_the_weights_would_fit(
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("facts", "observed"),
+    [
+        ({"settings": None}, "no settings .*max_len"),
+        ({"settings": {key: value for key, value in TINY_SETTINGS.items() if key != "dim"}}, "no settings dim"),
+        ({"num_items": None}, "num_items None"),
+        ({"num_items": -1}, "num_items -1"),
+    ],
+)
+def test_a_checkpoint_that_lacks_a_part_of_its_shape_is_damaged(tmp_path, facts, observed):
+    folder = write_checkpoint(tmp_path / "checkpoint", KEYS)
+    write_json(folder / "checkpoint.json", read_json(folder / "checkpoint.json") | facts)
+    with pytest.raises(StateError, match=f"is damaged: observed {observed}"):
+        load_model(folder)
+
+
 def test_what_can_be_read_is_what_can_be_set():
     fields = TrainSettings.model_json_schema()["properties"]
     assert set(fields) == checkpoint._KEYS

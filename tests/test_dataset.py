@@ -19,6 +19,7 @@ from components.dataset import (
     rows_of_ranges,
     shorten_windows,
 )
+from components.fitting.loop import count_targets
 
 # Every way in which training may see less than the last window of a history.
 LEVERS = {
@@ -211,6 +212,18 @@ def test_no_row_sees_the_next_events_time_at_a_share_of_one():
 def test_random_windows_begin_everywhere_and_are_as_long_as_the_last_one():
     seen = {tuple(find_training_windows(user(9), 4, np.random.default_rng(n))[0]) for n in range(200)}
     assert seen == {(first, first + 4) for first in range(5)}
+
+
+def test_targets_are_counted_as_often_as_random_windows_show_them():
+    sequences = user(9)
+    counts = np.zeros(9)
+    for n in range(20_000):
+        [[first, stop]] = find_training_windows(sequences, 4, np.random.default_rng(n))
+        counts[sequences.items[first + 1 : stop + 1]] += 1
+    found = count_targets(sequences, 4, "random")
+    np.testing.assert_allclose(found, counts / 20_000, atol=0.01)
+    assert found.sum() == pytest.approx(4)
+    assert count_targets(sequences, 4, "last").tolist() == [0] * 5 + [1] * 4
 
 
 def test_a_history_that_fits_has_one_place_for_its_window():

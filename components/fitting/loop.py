@@ -63,9 +63,7 @@ class Trainer:
         self.validation = ValidationPart(sequences, settings.max_len) if num_epochs is None else None
         torch.manual_seed(settings.seed)
         self.model = build_model(name, settings, sequences.num_items).to(device)
-        # A random window may begin anywhere: every event of train can be a target.
-        possible = windows if settings.windows == "last" else find_training_windows(sequences, len(sequences.items))
-        counts_X = count_targets(sequences, possible)
+        counts_X = count_targets(sequences, settings.max_len, settings.windows)
         self.loss = make_loss(settings, sequences.num_items, item_counts=counts_X, head=self.model.head)
         self.optimizer = AdamW(self.model, weight_decay=settings.weight_decay)
         self._events_per_second = 0.0
@@ -176,10 +174,20 @@ class Trainer:
         )
 
 
-def count_targets(sequences: Sequences, windows: np.ndarray) -> Tensor:
-    """Return (X,) int64: how often each item is a target of the training windows (W, 2)."""
-    rows = rows_of_ranges(windows[:, 0] + 1, windows[:, 1] - windows[:, 0])
-    return torch.from_numpy(np.bincount(sequences.items[rows], minlength=sequences.num_items))
+def count_targets(sequences: Sequences, max_len: int, windows: str) -> Tensor:
+    """Return (X,) float64: how often each item is a target in an epoch; with `random` windows, on average.
+
+    These begin at any of n - N + 1 places of a history of n > N possible targets, so the j-th is in the window from
+    max(j - N, 0) to min(j - 1, n - N) of them.
+    """
+    chosen = find_training_windows(sequences, max_len if windows == "last" else len(sequences.items))
+    lengths = chosen[:, 1] - chosen[:, 0]
+    rows = rows_of_ranges(chosen[:, 0] + 1, lengths)
+    number = rows - np.repeat(chosen[:, 0], lengths)  # j
+    spare = np.repeat(np.maximum(lengths - max_len, 0), lengths)
+    places = np.minimum(number - 1, spare) - np.maximum(number - max_len, 0) + 1
+    counts_X = np.bincount(sequences.items[rows], weights=places / (spare + 1), minlength=sequences.num_items)
+    return torch.from_numpy(counts_X)
 
 
 def best_epoch(epochs: list[dict[str, Any]]) -> int:

@@ -4,8 +4,8 @@
     refuse(start, "hstu", settings, sequences)
     start.put_into(trainer.model, keys)
 
-Only a model that saw nothing of today's validation and test part may be one, or validation would choose the epoch by
-events that the weights know; and none that saw somebody who has been forgotten since.
+Only a model that was trained on nothing of today's validation and test part may be one, or validation would choose the
+epoch by events that the weights know; and none that saw somebody who has been forgotten since.
 Shapes: X items of today's catalogue, Y of the earlier one.
 """
 

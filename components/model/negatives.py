@@ -58,8 +58,9 @@ class Sampler:
     def _shares_of(self, items_C: Tensor) -> Tensor:
         if self.item_counts is None:
             return torch.full_like(items_C, 1 / self.num_items, dtype=torch.float64)
-        counts_C = self.item_counts.to(items_C.device)[items_C].clamp(min=1)  # it was a target just now
-        return counts_C.double() / self.item_counts.sum().item()
+        counts_C = self.item_counts.to(items_C.device)[items_C].double()
+        counts_C = counts_C.where(counts_C > 0, 1.0)  # it was a target just now
+        return counts_C / self.item_counts.sum().item()
 
     def _draw(self, shape: tuple[int, ...], device: torch.device, generator: Generator | None) -> Tensor:
         """Draw items uniformly on the generator's device: a CPU generator gives every device the same ones."""
