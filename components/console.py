@@ -72,6 +72,15 @@ class Progress:
             sys.stderr.flush()
 
 
+def percent(share: float) -> str:
+    """Return a share as people write it.
+
+    >>> percent(0.95), percent(0.995)
+    ('95%', '99.5%')
+    """
+    return f"{100 * share:.6g}%"
+
+
 def print_header(title: str, facts: Mapping[str, str]) -> None:
     """Log what was chosen and why, one aligned line per fact."""
     log.info("%s", title)

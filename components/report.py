@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from components.console import log, print_table
+from components.errors import StateError
 from components.files import read_json, replacing_file, replacing_folder, write_json
 from components.page.cautions import find_alarms
 from components.page.comparisons import compare_models
@@ -62,11 +63,17 @@ def print_summary(settings: Settings, *, artifacts: Path, reports: Path, registr
     """Print the headline table, the verdict, three recommendations, the paths and the next command to stdout.
 
     Raises:
-        SettingsError, StateError: as `write_report`.
+        SettingsError, StateError: as `write_report`, or what it wrote is older than the evaluations.
     """
     results = read_results(settings, artifacts)
     lead = _find_lead(settings, results)
     metrics = read_written(reports / "metrics.json")
+    if metrics != merge_metrics(results) or read_written(reports / "gate.json") != lead.gate:
+        raise StateError(
+            "is older than the evaluations, or of other settings",
+            where=str(reports / "metrics.json"),
+            todo="Run `python -m components report`",
+        )
     _print_metrics(
         lead, metrics[lead.protocol], order_models(lead, metrics), read_written(reports / "comparisons.json")
     )

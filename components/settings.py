@@ -9,6 +9,7 @@ A key that is missing, misspelt or out of range raises SettingsError with its fu
 from __future__ import annotations
 
 import datetime as dt
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -187,6 +188,13 @@ class EvaluateSettings(Section):
     confidence: float = Field(gt=0.5, lt=1)
     block_megabytes: int = Field(ge=1, description="memory for one block of scores")
     num_examples: int = Field(ge=0, description="recommendations with titles shown in the report")
+
+    @model_validator(mode="after")
+    def _can_decide(self) -> EvaluateSettings:
+        needed = math.ceil(5 / (1 - self.confidence))  # p is at least 1 in 1 + samples
+        if self.bootstrap_samples < needed:
+            raise ValueError(f"confidence {self.confidence} needs {needed} bootstrap_samples, or no p is small enough")
+        return self
 
 
 class ReportSettings(Section):

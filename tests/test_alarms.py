@@ -175,6 +175,23 @@ def test_a_model_that_ranks_as_a_baseline_does_is_an_alarm():
     assert any(alarm.startswith("hstu is item_item on test") for alarm in alarms(valid, same))
 
 
+def test_a_metric_that_cannot_tell_models_apart_is_no_alarm():
+    """Ten items are all among the first ten, and one user's every event is missed by everybody."""
+    valid, test = condition(hstu=0.12, item_item=0.08), condition(hstu=0.12, item_item=0.08)
+    for part, value in ((valid, 0.0), (test, 0.8)):
+        part.values["hstu"][:] = part.values["item_item"][:] = value
+    assert not any("hstu is item_item" in alarm for alarm in alarms(valid, test))
+    assert not any("near chance on test" in alarm for alarm in alarms(valid, test, num_items=2))
+
+
+def test_cold_targets_are_missed_by_chance_too():
+    counts = COUNTS | {"cold_share": 0.25}
+    valid, test = condition(hstu=0.12, item_item=0.08), condition(hstu=0.12, item_item=0.08)
+    test.values["hstu"] *= 1.3 * chance_level("ndcg@10", 100) / test.values["hstu"].mean()
+    assert any("near chance on test" in alarm for alarm in alarms(valid, test, num_items=100))
+    assert not any("near chance on test" in alarm for alarm in alarms(valid, test, num_items=100, test=counts))
+
+
 # targets and epochs
 
 

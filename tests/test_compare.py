@@ -97,7 +97,7 @@ def test_last_weeks_model_is_judged_through_item_ids_and_misses_what_it_does_not
     known = {int(key) for key in Recommender.load(checkpoint(last_week)).catalogue.rows}
     here = [int(key) for key in Recommender.load(checkpoint(today)).catalogue.rows]
     items = find_targets(sequences, "test").items
-    share = np.mean([here[item] not in known for item in items if item >= 0])
+    share = np.mean([item >= 0 and here[item] not in known for item in items])
     assert 0 < share < 1
     assert answer.sides["A"].models[0].unknown_share == pytest.approx(share)
     assert answer.sides["B"].models[0].unknown_share == 0

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from made_evaluations import make_results
+from made_evaluations import make_results, run_evaluation
 from made_pages import BASELINES, make_pages, report_settings
 
 from components.errors import SettingsError, StateError
@@ -53,6 +54,22 @@ def test_what_the_evaluation_writes_can_be_reported(tmp_path, capsys):
     for one in read_json(root / "reports" / "comparisons.json"):
         means = [metrics[one["condition"]][model]["ndcg@10"]["value"] for model in (one["model"], one["other"])]
         assert one["difference"] == pytest.approx(means[0] - means[1], abs=2e-6)
+
+
+def test_one_cutoff_is_enough(tmp_path):
+    root = make_results(tmp_path)
+    shutil.rmtree(root / "artifacts" / "evaluation")
+    run_evaluation(root, cutoffs=(10,))
+    page = write(root)
+    assert "Hit rate among the first k" not in page
+
+
+def test_a_closing_table_of_an_older_report_is_refused(root, capsys):
+    write(root)
+    summarise(root, capsys)
+    change_gate(root, difference=0.5)
+    with pytest.raises(StateError, match=r"is older than the evaluations.*components report"):
+        summarise(root, capsys)
 
 
 def test_all_cells_are_merged(tmp_path):
@@ -129,8 +146,8 @@ def test_a_headline_that_is_not_evaluated_is_refused(root):
 
 
 def test_the_closing_table_shows_metrics_verdict_titles_paths_and_the_next_command(root, capsys):
-    write(root)
     change_gate(root, verdict="accepted", reasons=["because"])
+    write(root)
     shown = summarise(root, capsys)
     values = read_json(root / "reports" / "metrics.json")["time_split"]["hstu"]["ndcg@10"]
     assert f"{values['value']:.4f} [{values['low']:.4f}, {values['high']:.4f}]" in shown
@@ -146,14 +163,14 @@ def test_the_closing_table_shows_metrics_verdict_titles_paths_and_the_next_comma
 
 @pytest.mark.parametrize(("verdict", "words"), [("inconclusive", "with this label"), ("refused", "not promoted")])
 def test_a_verdict_that_is_not_accepted_ends_in_a_warning(root, capsys, verdict, words):
-    write(root)
     change_gate(root, verdict=verdict)
+    write(root)
     assert re.search(f"warning: .*{words}", summarise(root, capsys))
 
 
 def test_after_a_refused_first_run_the_next_step_is_the_report_and_the_candidate_by_hand(root, capsys):
-    write(root)
     change_gate(root, verdict="refused")
+    write(root)
     report = f"open {root / 'reports' / 'report.html'}"
     assert summarise(root, capsys).splitlines()[-1].split(maxsplit=1) == ["next", report]
 
@@ -167,8 +184,8 @@ def test_after_a_refused_first_run_the_next_step_is_the_report_and_the_candidate
 
 
 def test_after_a_refused_run_the_champion_so_far_can_be_served(root, capsys):
-    write(root)
     change_gate(root, verdict="refused")
+    write(root)
     write_json(root / "registry" / "champion.json", {})
     assert summarise(root, capsys).rstrip().endswith("make serve  (the champion so far)")
 

@@ -31,7 +31,8 @@ def test_the_committed_params_are_valid_and_immutable():
         ("source: movielens-100k", "source: movielens", "ingest.source"),
         ("models: [hstu, sasrec]", "models: [transformer]", "models.0"),
         ("report:", "reports:", "report"),
-        ("learning_rate: 0.001", "learning_rate: .inf", "train.hstu.learning_rate"),
+        ("learning_rate: 0.0015", "learning_rate: .inf", "train.hstu.learning_rate"),
+        ("confidence: 0.95", "confidence: 0.9999", "evaluate"),
         ("seed: 1", "seed: 18446744073709551616", "train.hstu.seed"),
     ],
 )

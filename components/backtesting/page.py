@@ -8,6 +8,7 @@ from pathlib import Path
 from components.backtesting.nights import Night
 from components.backtesting.plot import draw_story
 from components.backtesting.story import Story, conclude
+from components.console import percent
 from components.files import replacing_file
 from components.page.plots import standalone
 
@@ -44,7 +45,7 @@ def _render(story: Story, wide: str, narrow: str) -> str:
 <p class="dim">{story["model"]}, a night every {plan["every"]} days from {plan["from"]} to {plan["to"]}{users}.
 Each night trains on the log up to its midnight and challenges the champion; the days until the next night are then
 scored, which nobody could know. A point stands for these days, a band is a
-{story["confidence"]:.0%} interval over users.</p>
+{percent(story["confidence"])} interval over users.</p>
 {sentences}
 <figure class="wide">{wide}</figure><figure class="narrow">{narrow}</figure>
 <h2>Night by night</h2>

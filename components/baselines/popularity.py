@@ -4,7 +4,8 @@ popularity          all events before the window that is judged
 popularity_recent   only those of the last days before it; validation chooses how many (params: evaluate.recent_days)
 
 Under a global time split on ML-20M the last 7 days reach NDCG@10 .167, a good SASRec .153.
-Leave-one-out has no window, so both are fitted on train and "before the window" is the end of train.
+Leave-one-out has no window: both are fitted on each user's events before the judged one, and "before the window" is the
+end of these.
 Shapes: E events, X catalogue size, U users, T targets.
 """
 

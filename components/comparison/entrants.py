@@ -48,7 +48,7 @@ class Entrant:
             settings=self.facts.get("settings", {}),
             data_hash=split.get("data_hash"),
             train_end=split.get("valid_end" if is_refit else "train_end"),
-            unknown_share=float(self.misses(targets).sum() / max((targets.items >= 0).sum(), 1)),
+            unknown_share=float(self.misses(targets).sum() / max(len(targets), 1)),
             notes=self.notes,
             is_refit=is_refit,
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 from components.comparison.answer import Comparison, Model, Row, Side
 from components.comparison.words import conclude
-from components.console import print_table
+from components.console import percent, print_table
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -37,7 +37,7 @@ def _introduce(side: Side) -> list[str]:
 
 def _describe(model: Model) -> str:
     if not model.settings:
-        return "a baseline, fitted on all events before the test part"
+        return "a baseline, counted from events before the request"
     when = f"all but each user's last {'event' if model.is_refit else 'two events'}"
     if model.train_end is not None:
         when = f"events before {np.datetime64(model.train_end, 's')} UTC"
@@ -57,7 +57,7 @@ def _print_rows(title: str, rows: list[Row]) -> None:
         )
         for row in rows
     ]
-    interval = f"{rows[0].paired.confidence:.0%} interval"
+    interval = f"{percent(rows[0].paired.confidence)} interval"
     print_table(title, ["condition", "A", "B", "A - B", interval, "sign-flip p", "users"], cells)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from components.comparison.answer import FEW_SEEDS, Comparison, Row, Side
+from components.console import percent
 from components.ranking.paired import FEW_USERS
 
 
@@ -37,7 +38,7 @@ def _flatten(row: Row) -> dict[str, Any]:
 def _decide(row: Row) -> str:
     paired = row.paired
     found = (
-        f"A - B is {paired.difference:+.4f} in {row.metric} on {row.condition}, {paired.confidence:.0%} interval "
+        f"A - B is {paired.difference:+.4f} in {row.metric} on {row.condition}, {percent(paired.confidence)} interval "
         f"[{paired.low:+.4f}, {paired.high:+.4f}], sign-flip p {paired.p_value:.3f}, {paired.num_users:,} users"
     )
     if paired.better is not None:

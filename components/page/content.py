@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.console import percent
 from components.page import cautions, figures, wording
 from components.page.results import find_hit_rate, sort_metrics
 from components.page.view import Page
@@ -21,6 +22,8 @@ def render_page(page: Page, plots: Mapping[str, str]) -> str:
     """Return the page as HTML; `plots` are those of components/page/figures.py."""
     import jinja2
     from markupsafe import Markup
+
+    from components.ranking.paired import FEW_USERS  # needs torch, which the closing table does without
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
@@ -34,6 +37,7 @@ def render_page(page: Page, plots: Mapping[str, str]) -> str:
         "number": format_number,
         "signed": format_signed,
         "p_value": format_p,
+        "percent": percent,
         "day": format_day,
         "words": wording.list_words,
         "setting": format_setting,
@@ -45,6 +49,7 @@ def render_page(page: Page, plots: Mapping[str, str]) -> str:
         **_verdict(page),
         plots={name: Markup(svg) for name, svg in plots.items()},  # noqa: S704 - made by components/page/plots.py
         wording=wording,
+        few_users=FEW_USERS,
         metric_names=names,
         hit_rate=find_hit_rate(page.metric, names),
         facts=page.lead.facts,

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from components.console import percent
 from components.metrics import bootstrap_interval
 from components.ranking.conditions import SEED, Condition
 from components.ranking.paired import FEW_USERS
@@ -115,8 +116,8 @@ def _excess_on_validation(valid: Condition, test: Condition, model: str, metric:
     if low > MAX_EXCESS:
         yield (
             f"validation is far above test: {name} of {model} relative to {baseline} is {excess:.2f} times that on "
-            f"test, {CONFIDENCE:.0%} interval [{low:.2f}, {high:.2f}], expected to reach below {MAX_EXCESS}; look for "
-            "validation events in the training windows, or for choices made on them many times"
+            f"test, {percent(CONFIDENCE)} interval [{low:.2f}, {high:.2f}], expected to reach below {MAX_EXCESS}; look "
+            "for validation events in the training windows, or for choices made on them many times"
         )
 
 
@@ -133,13 +134,15 @@ def _implausible(
             f"too good on {part}: {metric} of {model} is {mean:.3f}, the best baseline's {best:.3f}, expected below "
             f"{MAX_VALUE}; look for the target, or its time alone, in what the model is given"
         )
-    if mean < min(MIN_TIMES_CHANCE * chance, MAX_VALUE):
+    expected = MIN_TIMES_CHANCE * chance * (1 - facts[part]["cold_share"])  # a cold target is missed by chance as well
+    if mean < expected and MIN_TIMES_CHANCE * chance < MAX_VALUE:  # else the metric cannot tell models apart
         yield (
             f"near chance on {part}: {metric} of {model} is {mean:.4f}, chance {chance:.4f}, expected above "
             f"{MIN_TIMES_CHANCE} times it; look for constant scores, an untrained model, or items numbered otherwise"
         )
     for name, other_U in others.items():
-        if torch.allclose(own_U, other_U, rtol=0, atol=SAME):
+        is_constant = bool(own_U.max() - own_U.min() <= SAME)  # every target hit, or missed: by any ranking
+        if not is_constant and torch.allclose(own_U, other_U, rtol=0, atol=SAME):
             yield (
                 f"{model} is {name} on {part}: the same {metric} for each of {len(own_U)} users, expected differences; "
                 "look for a scorer that ignores the history, or for one that is judged twice"

@@ -22,6 +22,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from components.console import percent
 from components.ranking.paired import FEW_USERS, Paired, compare_users
 
 Verdict = Literal["accepted", "inconclusive", "refused"]
@@ -85,7 +86,7 @@ def decide(paired: Paired) -> Verdict:
 
 def _reasons(pair: str, metric: str, paired: Paired) -> list[str]:
     where = "wholly above 0" if paired.low > 0 else "wholly below 0" if paired.high < 0 else "around 0"
-    value = f"{paired.difference:+.4f}, {paired.confidence:.0%} interval [{paired.low:+.4f}, {paired.high:+.4f}]"
+    value = f"{paired.difference:+.4f}, {percent(paired.confidence)} interval [{paired.low:+.4f}, {paired.high:+.4f}]"
     reasons = [f"on validation {metric} of {pair} is {value}, {where}"]
     if paired.num_users < FEW_USERS:
         reasons.append(

@@ -18,7 +18,7 @@ from components.metrics import bootstrap_interval, sign_flip_test
 
 Side = Literal["a", "b"]
 
-# Below it a percentile interval is too narrow: without a true difference it lies above 0 in 16% of all cases with 3
+# Below it a percentile interval is too narrow: without a true difference it lies above 0 in 13% of all cases with 3
 # users and in 7% with 8, where 2.5% is nominal.
 FEW_USERS = 30
 

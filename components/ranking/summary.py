@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from components.console import log, print_header, print_table
+from components.console import log, percent, print_header, print_table
 from components.ranking.conditions import Table, Value
 from components.ranking.gate import Gate
 from components.ranking.judging import Cell
@@ -42,7 +42,7 @@ def _print_metrics(cell: Cell, table: Table) -> None:
         [model, _show(values[headline]), *(f"{values[metric]['value']:.4f}" for metric in others)]
         for model, values in table[cell.protocol].items()
     ]
-    title = f"{cell.protocol}, test part, history filtered; {cell.settings.confidence:.0%} interval over users"
+    title = f"{cell.protocol}, test part, history filtered; {percent(cell.settings.confidence)} interval over users"
     print_table(title, ["", headline, *others], rows)
 
 
