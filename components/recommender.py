@@ -295,8 +295,11 @@ class Recommender:
             scores_X = score_all(query_1D)
             selection = select(scores_X, eligible, k, caps)
             chosen = np.array(selection.rows, dtype=np.int64)
-            scores_K = scores_X[chosen] if self.search is None else self._cosines(query_1D, chosen)
-            return selection, scores_K.tolist()
+            if self.search is None:
+                return selection, scores_X[chosen].tolist()
+            scores_K = self._cosines(query_1D, chosen)
+            order = np.lexsort((chosen, -scores_K))  # the product that chose them rounds otherwise
+            return Selection(chosen[order].tolist(), selection.passed_over), scores_K[order].tolist()
         scores_C = self._cosines(query_1D, rows_C)
         best = best_rows(scores_C, None, k)
         return Selection(rows_C[best].tolist(), {}), scores_C[best].tolist()

@@ -1,6 +1,7 @@
 """The map from an item's metadata to its vector: what it learns, when there is none, and damage."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,16 @@ def test_there_is_no_map_where_metadata_tells_nothing(tmp_path):
     assert fit_item_map(random.catalogue, rows, None) is None
 
 
+def test_there_is_no_map_where_all_items_are_described_alike(tmp_path):
+    """Then a mapped vector is the mean but for rounding, of which a test of significance may be sure."""
+    keys = [f"{number}" for number in range(500)]
+    titles = [f"Product {key}" for key in keys]
+    alike = Recommender.load(write_checkpoint(tmp_path / "alike", keys, titles=titles))
+    for seed in range(12):
+        rows = np.random.default_rng(seed).normal(size=(500, 8)).astype(np.float32) * 0.1 + 0.1
+        assert fit_item_map(alike.catalogue, rows, None) is None
+
+
 def test_a_saved_map_makes_the_same_vectors(loaded, tmp_path):
     loaded[1].save(tmp_path)
     again = load_item_map(tmp_path, dim=8)
@@ -103,4 +114,23 @@ def test_a_map_that_does_not_fit_is_refused_in_one_sentence(loaded, tmp_path):
         load_item_map(tmp_path, dim=8)
     (tmp_path / "item_map.json").write_text(json.dumps({"features": {}}))
     with pytest.raises(StateError, match="cannot be read"):
+        load_item_map(tmp_path, dim=8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"worth": None}, {"worth": {"more": 1}}, {"features": None}, {"features": [1]}, {"norm": None}, {"norm": -1.0}],
+    ids=str,
+)
+def test_facts_of_a_map_that_are_none_are_refused_in_one_sentence(loaded, tmp_path, change):
+    loaded[1].save(tmp_path)
+    facts = json.loads((tmp_path / "item_map.json").read_text())
+    (tmp_path / "item_map.json").write_text(json.dumps(facts | change))
+    with pytest.raises(StateError, match="cannot be read"):
+        load_item_map(tmp_path, dim=8)
+
+
+def test_a_map_with_weights_that_are_no_numbers_is_refused(loaded, tmp_path):
+    replace(loaded[1], mean_D=np.full_like(loaded[1].mean_D, np.nan)).save(tmp_path)
+    with pytest.raises(StateError, match="holds what is no number"):
         load_item_map(tmp_path, dim=8)

@@ -306,6 +306,29 @@ def test_the_next_model_keeps_what_it_does_not_know_and_leaves_out_what_does_not
     assert [item.item_id for item in following.recommender.catalogue.new] == ["new-2"]
 
 
+@pytest.mark.parametrize(
+    "content", ['{"title": "x", "attributes": {"genres": [1]}}', '{"title": "x", "attributes": []}']
+)
+def test_a_damaged_row_of_the_store_is_left_out_and_does_not_stop_the_service(start, client, store, content):
+    insert(client, COMEDY)
+    store.put_items([StoredItem("bad", content, 1)], 100)
+    again = start()
+    again.new_items.follow()
+    assert [item.item_id for item in again.recommender.catalogue.new] == ["new-1"]
+
+
+def test_what_training_has_learnt_takes_no_place_of_an_inserted_item(start, client, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_NEW_ITEMS", 2)
+    insert(client, COMEDY, HORROR)
+    assert "too many inserted items" in insert(client, COMEDY | {"item_id": "new-3"}, status=409)["error"]
+    retrained = Recommender.load(write_structured(tmp_path / "next", ["new-1", "new-2", *KEYS[2:]]))
+    following = start(retrained, fit(retrained))
+    following.new_items.follow()
+    later = make_client(following)
+    insert(later, COMEDY | {"item_id": "new-3"}, HORROR | {"item_id": "new-4"})
+    assert "too many inserted items" in insert(later, COMEDY | {"item_id": "new-5"}, status=409)["error"]
+
+
 def test_integer_ids_stay_integers_and_other_ids_are_refused(start, tmp_path):
     numbers = [str(number) for number in range(60)]
     recommender, item_map = load_with_map(tmp_path / "ints", keys=numbers, key_type="int")

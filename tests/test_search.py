@@ -232,3 +232,16 @@ def test_what_is_searched_and_why_is_said(checkpoint, caplog):
     assert "search: exact, because of 2,000 items" in caplog.text
     assert Recommender.load(checkpoint, exact_up_to=1_999).search is not None
     assert "search: approximate, because of 2,000 items: recall@10" in caplog.text
+
+
+def test_an_answer_for_which_all_items_are_scored_is_ordered_by_the_scores_it_shows(tmp_path):
+    """They are chosen by a matrix product, which rounds otherwise than the scores that every route shows."""
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", [str(n) for n in range(5_000)], genres=["A", "B"] * 2_500)
+    searched = Recommender.load(checkpoint, exact_up_to=1_000)
+    for first in range(12):
+        history = [(str(7 * first + n), n) for n in range(4)]
+        shown = searched.recommend(history, 1_000, 99, caps={"genres": 1_000}).items
+        rows = [searched.catalogue.find(item.item_id) for item in shown]
+        assert sorted(zip((-item.score for item in shown), rows, strict=True)) == [
+            (-item.score, row) for item, row in zip(shown, rows, strict=True)
+        ]

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ MAX_FEATURES = 2_000  # F x F float64 is 32 MB, and one solution 0.1 s
 MIN_ITEMS = 5
 FOLDS = 5
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # in items that pull towards the mean
+_LEAST_GAIN = 1e-6  # of a cosine
 _JUDGED = 10_000  # held-out items a fold that are looked at
 _BLOCK = 20_000  # items whose pairs are counted at once
 _WORD, _YEAR = re.compile(r"[^\W_]+"), re.compile(r"\b(?:18|19|20)\d\d\b")
@@ -154,19 +155,32 @@ def load_item_map(folder: Path, *, dim: int) -> ItemMap | None:
     if not (folder / _JSON).exists():
         return None
     with reading(folder / _JSON, todo=_TODO):
-        facts = read_json(folder / _JSON)
-        features, norm, worth = facts["features"], float(facts["norm"]), Worth(**facts["worth"])
+        features, norm, worth = _read_facts(read_json(folder / _JSON))
     try:
         with reading(folder / _WEIGHTS, todo=_TODO):
             arrays = load_file(folder / _WEIGHTS)
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that numpy lacks
         raise StateError("cannot be read", where=str(folder / _WEIGHTS), observed=error, todo=_TODO) from error
     shapes = {name: array.shape for name, array in arrays.items()}
     expected = {"weights": (len(features) + 1, dim), "mean": (dim,)}
     if shapes != expected or sorted(features.values()) != list(range(1, len(features) + 1)):
         where = str(folder / _WEIGHTS)
         raise StateError("does not fit the model", where=where, observed=shapes, expected=expected, todo=_TODO)
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise StateError("holds what is no number", where=str(folder / _WEIGHTS), todo=_TODO)
     return ItemMap(features, arrays["weights"], arrays["mean"], norm, worth)
+
+
+def _read_facts(facts: Any) -> tuple[dict[str, int], float, Worth]:  # noqa: ANN401 - whatever the file holds
+    """Return features, norm and worth; raises ValueError where there are none, or of another version."""
+    try:
+        features, norm, worth = dict(facts["features"]), float(facts["norm"]), Worth(**facts["worth"])
+        is_sound = norm > 0 and 0 < worth.length <= 1
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"no item map of this version: {error}") from error
+    if not is_sound:
+        raise ValueError(f"norm {norm}, length {worth.length}")
+    return features, norm, worth
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,5 +314,8 @@ def _cosine(left_ND: np.ndarray, right_ND: np.ndarray) -> float:
 
 
 def _is_sure(gains_N: np.ndarray) -> bool:
-    """Whether the mean gain is more than three standard errors above 0: the strength was chosen on the same items."""
-    return bool(gains_N.mean() > 3 * gains_N.std() / len(gains_N) ** 0.5)
+    """Whether the mean gain is more than three standard errors above 0: the strength was chosen on the same items.
+
+    And more than rounding. Where all items have the same features, gains are 1e-16, and so is their error.
+    """
+    return bool(gains_N.mean() > max(3 * gains_N.std() / len(gains_N) ** 0.5, _LEAST_GAIN))

@@ -57,6 +57,7 @@ class NewItems:
         self.item_map = item_map
         self.trained, self._store = trained, store
         self._version = NO_VERSION
+        self._num_learnt = 0  # stored ones that training knows by now: they stay for a rollback, and take no place here
         self._turn = threading.Lock()  # of those who read the store and swap the recommender
         self._ended = threading.Event()
         self._follower: threading.Thread | None = None
@@ -77,7 +78,8 @@ class NewItems:
         for item in added:
             self._check(item)
         since = self._now()
-        put = self._store().put_items([StoredItem(str(i.item_id), i.content, since) for i in added], MAX_NEW_ITEMS)
+        most = MAX_NEW_ITEMS + self._num_learnt
+        put = self._store().put_items([StoredItem(str(i.item_id), i.content, since) for i in added], most)
         self.refresh()
         return Inserted(*put, known)
 
@@ -101,6 +103,7 @@ class NewItems:
                 return False
             version, stored = store.items()
             items = self._usable(stored)
+            self._num_learnt = sum(self.trained.catalogue.find(one.key) >= 0 for one in stored)
             self.recommender = self._extend(items, self.item_map)
             self._version = version
         return True
@@ -158,8 +161,9 @@ class NewItems:
             content = json.loads(stored.content)
             is_int = self.trained.facts["split"]["key_type"] == "int" and _INTEGER.fullmatch(stored.key) is not None
             item_id = int(stored.key) if is_int else stored.key
-            item = NewItem(item_id, str(content["title"]), dict(content["attributes"]), stored.since)
-        except (ValueError, LookupError, TypeError) as error:
+            attributes = {str(name): list(map(str, values)) for name, values in content["attributes"].items()}
+            item = NewItem(item_id, str(content["title"]), attributes, int(stored.since))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise StoreError("an inserted item is damaged", observed=repr(error)[:80]) from error
         self._check(item)
         return item
