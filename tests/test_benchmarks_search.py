@@ -20,7 +20,7 @@ def made_sequences(users):
 def small(monkeypatch):
     monkeypatch.setattr(bench_search, "QUERIES", 8)
     monkeypatch.setattr(bench_search, "DIM", 8)
-    monkeypatch.setattr(bench_search.recording, "_revision", lambda: "abc")
+    monkeypatch.setattr(bench_search.recording, "revision", lambda: "abc")
 
 
 def measure(results, *options):
@@ -55,7 +55,7 @@ def test_a_run_that_was_stopped_goes_on_behind_its_last_row(tmp_path, small, mon
         (row["vectors"], row["kind"], row["recall"]) for row in whole
     ]
     assert len(built) == 1  # the first set of vectors was whole
-    monkeypatch.setattr(bench_search.recording, "_revision", lambda: "abd")
+    monkeypatch.setattr(bench_search.recording, "revision", lambda: "abd")
     assert len(measure(results, "--answers")) == 2 * len(whole)
 
 

@@ -183,7 +183,7 @@ def test_a_difference_is_that_of_the_means_with_its_interval_and_p(full):
     assert ahead["p_value"] < 0.01 < found["sasrec"]["p_value"]
     shown = section(page, "Better than what")
     assert "popularity +.3000 " in shown
-    assert "look for p below .010 (Bonferroni)" in shown
+    assert "look for p below 0.01 (Bonferroni)" in shown
     assert "SASRec minus popularity +.3000" in shown  # every other pair
 
 
