@@ -17,7 +17,7 @@ import pytest
 from made_challenges import write_challenge
 from made_checkpoints import write_judged
 from made_items import GENRES, structure
-from made_services import free_port, stop, wait_until_ready
+from made_services import await_lines, await_metric, free_port, stop, wait_until_ready
 
 from components import packaging, registry
 from components.recommender import Recommender
@@ -273,8 +273,7 @@ def test_json_may_be_declared_with_its_charset(client):
 def test_liveness_readiness_metrics_and_the_document_are_served(client):
     assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
     ask(client, history=HISTORY)
-    metrics = client.get("/metrics").text
-    assert 'hstuflow_requests_total{method="POST",route="/recommend",status="200"}' in metrics
+    await_metric(client, 'hstuflow_requests_total{method="POST",route="/recommend",status="200"}')
     document = client.get("/docs.json").json()
     assert {"/recommend", "/rank", "/similar", "/events", "/users/{user_id}"} <= set(document["paths"])
 
@@ -293,11 +292,11 @@ def test_events_are_kept_and_a_user_is_forgotten(client, root):
 
 def test_a_request_is_one_line_of_json_in_the_log(client, root):
     client.get("/info", headers={"X-Request-ID": "look-for-me"})
-    lines = [line for line in (root / "server.log").read_text().splitlines() if "look-for-me" in line]
-    assert len(lines) == 1
-    assert json.loads(lines[0])["route"] == "/info"
-    client.delete("/users/somebody-in-particular")
-    client.get("/livez")
+    (line,) = await_lines(root / "server.log", "look-for-me")
+    assert json.loads(line)["route"] == "/info"
+    client.delete("/users/somebody-in-particular", headers={"X-Request-ID": "forget-somebody"})
+    (line,) = await_lines(root / "server.log", "forget-somebody")
+    assert json.loads(line)["route"] == "/users/{user_id}"
     assert "somebody-in-particular" not in (root / "server.log").read_text() + client.get("/metrics").text
 
 

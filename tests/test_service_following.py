@@ -18,7 +18,7 @@ import pytest
 from made_challenges import write_challenge
 from made_checkpoints import write_judged
 from made_items import structure
-from made_services import free_port, stop, wait_until_ready
+from made_services import await_metric, free_port, stop, wait_until_ready
 
 from components import packaging, registry
 from components.files import read_json, write_json
@@ -167,8 +167,7 @@ def test_promotions_and_rollbacks_under_load_fail_no_request_and_mix_no_answer(c
             thread.join()
     assert problems == []
     assert {"a", "b"} == set(seen)
-    metrics = client.get("/metrics").text
-    assert f"hstuflow_model_swaps_total {SWAPS}.0" in metrics
+    metrics = await_metric(client, f"hstuflow_model_swaps_total {SWAPS}.0")
     assert "hstuflow_model_swaps_failed_total 0.0" in metrics or "swaps_failed" not in metrics
     assert "hstuflow_model_since_timestamp_seconds" in metrics
 
@@ -227,7 +226,8 @@ def test_a_champion_that_cannot_be_served_changes_nothing_until_it_can_be(client
     shutil.rmtree(mended, ignore_errors=True)
     workspace.add_model(name, lambda model: None)
     await_model(client, tag)
-    assert client.get("/info").json()["champion"] == {"tag": tag, "refused": None}
+    while client.get("/info").json()["champion"] != {"tag": tag, "refused": None}:
+        time.sleep(0.05)
     write_json(workspace.pointer, champion)
     await_model(client, champion["model_tag"])
 
