@@ -16,6 +16,8 @@ from components.model import SequenceModel, build_model
 from components.model.quantized import unpack
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from components.settings import TrainSettings
 
 _NEEDED = ("model", "settings", "num_items", "popular", "split")
@@ -60,7 +62,7 @@ def load_model(checkpoint: Path, *, selected: bool = False) -> tuple[SequenceMod
 
     Raises:
         StateError: the folder is missing, is no checkpoint, needs code of another version, or its weights belong to
-            another model.
+            another model or are no numbers.
     """
     from safetensors import SafetensorError  # not on the bare GPU machine
     from safetensors.torch import load_file
@@ -72,7 +74,8 @@ def load_model(checkpoint: Path, *, selected: bool = False) -> tuple[SequenceMod
     is_refit = bool(facts.get("refit_epochs"))
     weights = checkpoint / ("selected.safetensors" if selected and is_refit else "weights.safetensors")
     try:
-        model.load_state_dict(unpack(load_file(weights), facts["settings"]["dim"]), strict=True)
+        values = unpack(load_file(weights), facts["settings"]["dim"])
+        model.load_state_dict(values, strict=True)
     except FileNotFoundError:
         raise StateError("is missing", where=str(weights), todo="Run `dvc repro`") from None
     except (SafetensorError, RuntimeError, IndexError) as error:
@@ -82,6 +85,7 @@ def load_model(checkpoint: Path, *, selected: bool = False) -> tuple[SequenceMod
             observed=str(error)[:200],
             todo="Train again: `dvc repro`",
         ) from error
+    _check_finite(values, weights)
     return model.eval(), facts
 
 
@@ -111,6 +115,14 @@ def _check_shape(facts: dict[str, Any], file: Path) -> None:
     missing = sorted({*SHAPE, "dropout"} - given)
     if missing or not isinstance(num_items, int) or num_items < 1:
         observed = f"no settings {', '.join(missing)}" if missing else f"num_items {num_items!r}"
+        raise StateError("is damaged", where=str(file), observed=observed, todo="Train again: `dvc repro`")
+
+
+def _check_finite(values: Mapping[str, Tensor], file: Path) -> None:
+    """Raise StateError where a weight is NaN or infinite: training writes none, and scores of it order nothing."""
+    damaged = [name for name, value in values.items() if not value.isfinite().all()]
+    if damaged:
+        observed = f"NaN or infinity in {', '.join(damaged)}"[:200]
         raise StateError("is damaged", where=str(file), observed=observed, todo="Train again: `dvc repro`")
 
 

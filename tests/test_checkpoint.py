@@ -2,6 +2,7 @@
 
 import pytest
 from made_checkpoints import TINY_SETTINGS, write_checkpoint
+from safetensors.torch import load_file, save_file
 
 from components import checkpoint
 from components.checkpoint import load_model
@@ -42,6 +43,17 @@ def test_a_checkpoint_that_lacks_a_part_of_its_shape_is_damaged(tmp_path, facts,
     folder = write_checkpoint(tmp_path / "checkpoint", KEYS)
     write_json(folder / "checkpoint.json", read_json(folder / "checkpoint.json") | facts)
     with pytest.raises(StateError, match=f"is damaged: observed {observed}"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
+    folder = write_checkpoint(tmp_path / "checkpoint", KEYS)
+    weights = load_file(folder / "weights.safetensors")
+    name = max(weights, key=lambda name: weights[name].numel())
+    weights[name].view(-1)[-1] = value
+    save_file(weights, folder / "weights.safetensors")
+    with pytest.raises(StateError, match=f"weights.safetensors: is damaged: observed NaN or infinity in {name}"):
         load_model(folder)
 
 

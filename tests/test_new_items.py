@@ -3,6 +3,7 @@
 import json
 import threading
 from contextlib import closing
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from components.serving.engine import Engine
 from components.serving.guard import RequestGuard
 from components.serving.history_store import StoreError, open_store
 from components.serving.item_map import Metadata
-from components.serving.stored_items import StoredItem, TooManyItemsError
+from components.serving.stored_items import REDIS_KEYS, StoredItem, TooManyItemsError
 
 FACTS = dict.fromkeys(("bento", "tag", "name", "protocol", "verdict", "data_hash", "git_commit"), "x")
 COMEDY = {"item_id": "new-1", "title": "Laughter (1991)", "attributes": {"genres": ["Comedy"]}}
@@ -70,7 +71,7 @@ def start(loaded, url):
     """Start a service on the same store; all are closed at the end."""
     engines = []
 
-    def start(recommender=loaded[0], item_map=loaded[1]):
+    def start(recommender=loaded[0], item_map=loaded[1], url=url):
         engines.append(Engine(recommender, store_url=url, item_map=item_map))
         return engines[-1]
 
@@ -317,6 +318,24 @@ def test_a_damaged_row_of_the_store_is_left_out_and_does_not_stop_the_service(st
     assert [item.item_id for item in again.recommender.catalogue.new] == ["new-1"]
 
 
+@needs_redis
+@pytest.mark.parametrize("row", [b"soon:{}", b"no colon", b"12:\xff", b""])
+def test_a_damaged_row_of_redis_is_left_out_and_can_be_put_again(start, server, row):
+    import redis
+
+    with closing(open_store(server.url)) as store, closing(redis.Redis.from_url(server.url)) as raw:
+        raw.flushall()
+        insert(make_client(start(url=server.url)), COMEDY, HORROR)
+        raw.hset(REDIS_KEYS[0], "new-1", row)
+        raw.set(REDIS_KEYS[1], "another version")
+        again = start(url=server.url)
+        again.new_items.follow()
+        assert [item.item_id for item in again.recommender.catalogue.new] == ["new-2"]
+        assert insert(make_client(again), COMEDY)["replaced"] == 1
+        assert [item.item_id for item in again.recommender.catalogue.new] == ["new-1", "new-2"]
+        assert all(isinstance(item.since, int) for item in store.items()[1])
+
+
 def test_what_training_has_learnt_takes_no_place_of_an_inserted_item(start, client, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MAX_NEW_ITEMS", 2)
     insert(client, COMEDY, HORROR)
@@ -327,6 +346,19 @@ def test_what_training_has_learnt_takes_no_place_of_an_inserted_item(start, clie
     later = make_client(following)
     insert(later, COMEDY | {"item_id": "new-3"}, HORROR | {"item_id": "new-4"})
     assert "too many inserted items" in insert(later, COMEDY | {"item_id": "new-5"}, status=409)["error"]
+
+
+@pytest.mark.parametrize("item_id", [".", "..", "a\nb", "a\rb"])
+def test_an_id_that_no_path_can_name_is_refused(client, item_id):
+    error = insert(client, COMEDY | {"item_id": item_id}, status=400)["error"]
+    assert error.startswith("items.0.item_id: Input should be an integer or a string"), error
+    assert "in one line, and neither . nor .." in error
+
+
+@pytest.mark.parametrize("item_id", ["...", "..a", ".a", "a.", "./a", "../a", "a/../b", "/", "a b", "?", "#"])
+def test_whatever_is_inserted_can_be_withdrawn(client, item_id):
+    assert insert(client, COMEDY | {"item_id": item_id})["new"] == 1
+    assert client.delete(f"/items/{quote(item_id, safe='')}").json() == {"withdrawn": 1}
 
 
 def test_integer_ids_stay_integers_and_other_ids_are_refused(start, tmp_path):

@@ -51,7 +51,7 @@ from components.serving.pages import TitleFinder, add_page
 from components.serving.request_log import describe
 from components.serving.requests import (
     MAX_ID_LENGTH,
-    ONE_LINE,
+    PATH_ID,
     EventsRequest,
     ExplainRequest,
     Filters,
@@ -101,8 +101,8 @@ class _Text(Convertor[str]):
 register_url_convertor("text", _Text())
 
 
-PathItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, pattern=ONE_LINE)]
-PathUserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, pattern=ONE_LINE)]
+PathItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, pattern=PATH_ID)]
+PathUserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, pattern=PATH_ID)]
 
 
 class Served:

@@ -97,8 +97,27 @@ ItemId = Annotated[
         }
     ),
 ]
-ONE_LINE = r"^[^\r\n]*$"  # BentoML finds no route for a path with a line break, and a user must be deletable
-UserId = Annotated[Text, Field(pattern=ONE_LINE, description="your own user id, in one line")]
+# What is kept must be deletable by an id in a path: BentoML finds no route for a path with a line break, and `.` and
+# `..` at the end of a path are taken away by clients, escaped or not.
+PATH_ID = r"^(?:[^.\r\n][^\r\n]*|\.[^.\r\n][^\r\n]*|\.\.[^\r\n]+)$"
+PATH_ID_IN_WORDS = "in one line, and neither . nor .."
+UserId = Annotated[Text, Field(pattern=PATH_ID, description=f"your own user id, {PATH_ID_IN_WORDS}")]
+NewItemId = Annotated[
+    int | str,
+    _CheckedAs(
+        int | Annotated[Text, Field(pattern=PATH_ID)] | _Whole,
+        f"Input should be an integer or a string, of 1 to {MAX_ID_LENGTH} Unicode characters, {PATH_ID_IN_WORDS}",
+    ),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer"},
+                {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH, "pattern": PATH_ID},
+            ],
+            "description": "your own item id; 50 is also '50'",
+        }
+    ),
+]
 Seconds = Annotated[
     int,
     _CheckedAs(
@@ -214,7 +233,7 @@ class EventsRequest(Schema):
 class DescribedItem(Schema):
     """An item that training did not know, and what there is to say of it."""
 
-    item_id: ItemId
+    item_id: NewItemId
     title: str = Field(min_length=1, max_length=MAX_TITLE_LENGTH, description="with its year where other titles have")
     attributes: dict[Text, Values] = Field(
         default={}, max_length=20, description='values that other items have: {"genres": ["Comedy"]}'

@@ -33,16 +33,11 @@ end
 if total > most then return {-1, total} end
 local new, replaced = 0, 0
 for i = 3, #ARGV, 3 do
-    local since, content = ARGV[i + 2], ARGV[i + 1]
     local found = redis.call('HGET', rows, ARGV[i])
-    if found then
-        local colon = string.find(found, ':', 1, true)
-        since = string.sub(found, 1, colon - 1)
-        if string.sub(found, colon + 1) ~= content then replaced = replaced + 1 end
-    else
-        new = new + 1
-    end
-    redis.call('HSET', rows, ARGV[i], since .. ':' .. content)
+    local since = found and string.match(found, '^(%d+):') or ARGV[i + 2]
+    local row = since .. ':' .. ARGV[i + 1]
+    if not found then new = new + 1 elseif found ~= row then replaced = replaced + 1 end
+    redis.call('HSET', rows, ARGV[i], row)
 end
 if new + replaced > 0 then redis.call('SET', version, ARGV[2]) end
 return {new, replaced}
@@ -62,11 +57,14 @@ class TooManyItemsError(InputError):
 
 
 class StoredItem(NamedTuple):
-    """An inserted item. `key`: its id as text. `content`: opaque text. `since`: seconds, of its first insertion."""
+    """An inserted item. `key`: its id as text. `content`: opaque text. `since`: seconds, of its first insertion.
+
+    A damaged row comes back as it is, `since` as text: who reads its content leaves it out, and not all others with it.
+    """
 
     key: str
     content: str
-    since: int
+    since: int | str
 
 
 class Put(NamedTuple):
@@ -119,9 +117,11 @@ def version_sqlite(connection: sqlite3.Connection) -> str:
 
 def items_redis(flat: Sequence[bytes]) -> list[StoredItem]:
     """Return the items of HGETALL's answer, ascending by key."""
-    texts = [text.decode() for text in flat]
+    texts = [text.decode(errors="replace") for text in flat]
     parts = [(key, *value.partition(":")) for key, value in zip(texts[::2], texts[1::2], strict=True)]
-    return sorted(StoredItem(key, content, int(since)) for key, since, _, content in parts)
+    return sorted(
+        StoredItem(key, content, int(since) if since.isdecimal() else since) for key, since, _, content in parts
+    )
 
 
 def _draw_version(connection: sqlite3.Connection) -> None:

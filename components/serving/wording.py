@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from components.serving.answers import Error
-from components.serving.requests import DescribedItem, Filter, HistoryEvent, UserEvent
+from components.serving.requests import PATH_ID_IN_WORDS, DescribedItem, Filter, HistoryEvent, UserEvent
 
 _NESTED: dict[str, type[BaseModel]] = {
     "history": HistoryEvent,
@@ -58,6 +58,8 @@ def _what(error: Mapping[str, Any], location: list[Any], schema: type[BaseModel]
             return f"unknown key, allowed: {', '.join(_known_keys(location, schema))}"
         case "too_long":
             return f"should have at most {error['ctx']['max_length']:,} entries, observed {len(error['input']):,}"
+        case "string_pattern_mismatch":
+            return f"should be {PATH_ID_IN_WORDS}{observed}"
         case _:
             return str(error["msg"]).removeprefix("Value error, ") + observed
 
