@@ -356,7 +356,11 @@ def test_info_says_what_a_quantized_item_table_costs(recommender, tmp_path):
         ("/events", {"user_id": "a", "events": [HISTORY[0]]}, "events.0.event_id: Field required"),
         ("/recommend", {str(n): n for n in range(51)}, "the body: an object should have at most 50 keys"),
         ("/recommend", {"history": [], "x" * 10**6: 1}, "x" * 200 + ": unknown key"),
-        ("/events", {"user_id": "a\nb", "events": []}, "user_id: should be in one line, and neither . nor .., observed"),
+        (
+            "/events",
+            {"user_id": "a\nb", "events": []},
+            "user_id: should be in one line, and neither . nor .., observed",
+        ),
         ("/recommend_batch", {"requests": [{}]}, "requests.0: give a history or a user_id"),
     ],
 )
