@@ -8,7 +8,8 @@ const COUNTS = [5, 10, 20];
 const MAX_SECONDS = 253402300799; // as the service has it: the end of year 9999
 
 export function emptyState() {
-  return { events: [], after: "now", k: 10, excludeSeen: true, any: {}, none: {}, caps: {}, query: "", open: new Set() };
+  const [any, none, caps] = [{ __proto__: null }, { __proto__: null }, { __proto__: null }]; // attributes may have any name
+  return { events: [], after: "now", k: 10, excludeSeen: true, any, none, caps, query: "", open: new Set() };
 }
 
 // Return the state and, as a sentence, what of the address was not understood ("" if nothing).

@@ -14,10 +14,12 @@ const FOUND = WIDE.matches ? 8 : 5;
 const byId = (id) => document.getElementById(id);
 let state = emptyState();
 let attributes = {}; // name -> values
+let described = null; // tag of the model that the page describes; a service may follow the champion to another one
 let answer = null; // of POST /recommend, and what was `asked`
-let reasons = null; // promise of Map(item id -> reasons), of that answer
+let reasons = null; // promise of Map(item id -> what POST /explain says), of that answer
 const rows = new WeakMap(); // event -> its row, which keeps the focus when the order changes
 const running = {}; // kind of request -> AbortController: a newer one ends an older one
+const errors = new Map(); // what failed -> sentence, until it succeeds
 
 // ---- asking
 
@@ -28,14 +30,15 @@ async function ask(kind, path, body) {
 }
 
 // Run what talks to the service; show what goes wrong. Being overtaken by a newer request is nothing wrong.
-async function guarded(work, otherwise = () => {}) {
+async function guarded(kind, work, otherwise = () => {}) {
   try {
     await work();
+    showError(kind, "");
   } catch (error) {
     if (error.name === "AbortError") return;
     otherwise();
     if (!(error instanceof ServiceError)) console.error(error);
-    showError(error instanceof ServiceError ? error.message : `The page failed: ${error.message}`);
+    showError(kind, error instanceof ServiceError ? error.message : `The page failed: ${error.message}`);
   }
 }
 
@@ -54,9 +57,12 @@ function askForToken(why) {
   });
 }
 
-function showError(sentence) {
-  byId("error").textContent = sentence;
-  byId("error").hidden = !sentence;
+function showError(kind, sentence) {
+  if (sentence) errors.set(kind, sentence);
+  else errors.delete(kind);
+  byId("error").textContent = [...new Set(errors.values())].join(" ");
+  byId("failed").hidden = !errors.size;
+  byId("again").hidden = [...errors.keys()].every((one) => one === "address");
 }
 
 // ---- what is asked for
@@ -73,7 +79,7 @@ function whose() {
 function recommendBody() {
   const body = { ...whose(), k: state.k };
   if (!state.excludeSeen) body.exclude_seen = false;
-  const filters = {};
+  const filters = { __proto__: null }; // attributes may have any name
   for (const name of new Set([...Object.keys(state.any), ...Object.keys(state.none)])) {
     filters[name] = { any_of: state.any[name] ?? [], none_of: state.none[name] ?? [] };
   }
@@ -90,32 +96,39 @@ async function recommend() {
   remember();
   const body = recommendBody();
   byId("items").setAttribute("aria-busy", "true");
-  await guarded(async () => {
+  const asking = guarded("recommend", async () => {
     const found = await ask("recommend", "recommend", body);
     answer = { ...found, asked: body };
     reasons = null;
-    showError("");
+    showError("explain", "");
     showAnswer();
+    if (found.model.tag !== described) describe();
   }, hideAnswer);
-  byId("items").removeAttribute("aria-busy");
+  const mine = running.recommend;
+  await asking;
+  if (running.recommend === mine) byId("items").removeAttribute("aria-busy"); // else a newer answer is on its way
 }
 
 function askForReasons() {
-  reasons ??= explain(answer);
+  if (!reasons) {
+    const mine = reasons = explain(answer);
+    mine.catch(() => { if (reasons === mine) reasons = null; }); // the next press asks again
+  }
   return reasons;
 }
 
-async function explain({ asked, items }) {
+async function explain({ asked, items, model }) {
   const ids = items.slice(0, MAX_EXPLAINED).map((item) => String(item.item_id));
   const body = { history: asked.history, request_time: asked.request_time, item_ids: ids };
   const explained = await ask("explain", "explain", body);
-  return new Map(explained.items.map((item) => [String(item.item_id), item.reasons]));
+  if (explained.model.tag !== model.tag) throw new ServiceError("The service has another model since these answers.");
+  return new Map(explained.items.map((item) => [String(item.item_id), item]));
 }
 
 // ---- searching
 
 async function search() {
-  await guarded(async () => {
+  await guarded("search", async () => {
     const query = new URLSearchParams({ query: state.query, limit: FOUND });
     const found = await ask("search", `items?${query}`);
     byId("found").replaceChildren(...found.items.map(foundRow));
@@ -165,6 +178,7 @@ function addEvent(item) {
 
 function removeEvent(event) {
   const place = state.events.indexOf(event);
+  if (place < 0) return; // a row of the address before this one
   state.events.splice(place, 1);
   showEvents();
   const buttons = byId("events").querySelectorAll("button");
@@ -174,7 +188,7 @@ function removeEvent(event) {
 
 function showEvents() {
   byId("no-events").hidden = state.events.length > 0;
-  byId("clear").hidden = state.events.length === 0;
+  for (const id of ["clear", "onward"]) byId(id).hidden = state.events.length === 0;
   const focused = document.activeElement;
   byId("events").replaceChildren(...state.events.toReversed().map(eventRow));
   if (focused.isConnected) focused.focus();
@@ -183,21 +197,21 @@ function showEvents() {
 function eventRow(event) {
   if (!rows.has(event)) rows.set(event, newEventRow(event));
   const row = rows.get(event);
-  row.querySelector("input").value = toLocal(event.time);
+  const title = event.title ?? `item ${event.id}`; // the title may come later than the row
+  const time = row.querySelector("input");
+  row.querySelector(".title").textContent = title;
+  row.querySelector("button").setAttribute("aria-label", `Remove ${title}`);
+  time.setAttribute("aria-label", `When: ${title}`);
+  time.value = toLocal(event.time);
   return row;
 }
 
 function newEventRow(event) {
   const row = fromTemplate("event-row");
-  const title = event.title ?? `item ${event.id}`;
-  row.querySelector(".title").textContent = title;
   const time = row.querySelector("input");
-  time.setAttribute("aria-label", `When: ${title}`);
   time.addEventListener("change", () => changeTime(event, time.value));
   time.addEventListener("blur", showEventsInOrder); // not at every change: the field would be gone while it is typed in
-  const remove = row.querySelector("button");
-  remove.setAttribute("aria-label", `Remove ${title}`);
-  remove.addEventListener("click", () => removeEvent(event));
+  row.querySelector("button").addEventListener("click", () => removeEvent(event));
   return row;
 }
 
@@ -280,9 +294,11 @@ function itemRow(item, best) {
 
 function toggleReasons(row, item) {
   const id = String(item.item_id);
-  if (state.open.delete(id)) {
-    row.querySelector(".reasons").hidden = true;
-    row.querySelector(".why").setAttribute("aria-expanded", "false");
+  const [box, why] = [row.querySelector(".reasons"), row.querySelector(".why")];
+  if (why.getAttribute("aria-expanded") === "true") {
+    state.open.delete(id);
+    box.hidden = true;
+    why.setAttribute("aria-expanded", "false");
   } else {
     state.open.add(id);
     showReasons(row, item);
@@ -291,18 +307,20 @@ function toggleReasons(row, item) {
 }
 
 function showReasons(row, item) {
-  const box = row.querySelector(".reasons");
-  row.querySelector(".why").setAttribute("aria-expanded", "true");
-  return guarded(async () => {
+  const id = String(item.item_id);
+  const [box, why] = [row.querySelector(".reasons"), row.querySelector(".why")];
+  why.setAttribute("aria-expanded", "true");
+  return guarded("explain", async () => {
     const found = await askForReasons();
-    box.replaceChildren(...reasonsInWords(found.get(String(item.item_id))).map(toned));
-    box.hidden = !state.open.has(String(item.item_id));
-  });
+    box.replaceChildren(...reasonsInWords(found.get(id)).map(toned));
+    box.hidden = !state.open.has(id);
+  }, () => why.setAttribute("aria-expanded", "false"));
 }
 
 function toned([text, tone]) {
   const part = document.createElement("span");
   part.className = tone;
+  if (tone === "title") part.dir = "auto";
   part.textContent = text;
   return part;
 }
@@ -338,7 +356,7 @@ function attributeBox(name) {
   box.querySelector(".chips").append(...[...values].map((value) => chip(name, value)));
   const [label, select] = [box.querySelector("label"), box.querySelector("select")];
   [label.htmlFor, select.id] = [`cap-${name}`, `cap-${name}`];
-  label.textContent = `At most, of each of the ${name}`;
+  label.textContent = `Titles that share one of the ${name}, at most`;
   for (const cap of new Set(["", 1, 2, 3, 5, state.caps[name] ?? ""])) select.add(new Option(cap || "any number", cap));
   select.value = state.caps[name] ?? "";
   select.addEventListener("change", () => {
@@ -382,6 +400,19 @@ function setWish(name, value, wish) {
 
 // ---- the model
 
+// Show which model answers, and what its catalogue's attributes are.
+function describe() {
+  return guarded("model", async () => {
+    const [info, found] = await Promise.all([
+      ask("info", "info"), ask("attributes", "items?limit=1&with_attributes=true"),
+    ]);
+    attributes = { __proto__: null, ...found.attributes };
+    described = info.model.tag;
+    showModel(info);
+    showRules();
+  });
+}
+
 function showModel(info) {
   byId("model").replaceChildren(...modelFacts(info).map(([name, value, more]) => {
     const fact = fromTemplate("fact");
@@ -400,7 +431,7 @@ function fromTemplate(id) {
 }
 
 function makeSegments() {
-  const words = { now: "now", hour: "an hour", day: "a day", month: "a month", year: "a year" };
+  const words = { now: "right after", hour: "an hour", day: "a day", month: "a month", year: "a year" };
   byId("after").replaceChildren(...Object.keys(AFTER).map((after) => {
     const label = fromTemplate("segment");
     const radio = label.querySelector("input");
@@ -425,6 +456,8 @@ function listen() {
   byId("clear").addEventListener("click", () => { state.events = []; showEvents(); byId("query").focus(); recommend(); });
   byId("seen").addEventListener("change", (event) => { state.excludeSeen = event.target.checked; changeRules(); });
   byId("k").addEventListener("change", (event) => { state.k = Number(event.target.value); recommend(); });
+  byId("onward").addEventListener("click", () => { byId("answer").scrollIntoView(); byId("answer-title").focus({ preventScroll: true }); });
+  byId("again").addEventListener("click", show);
   window.addEventListener("hashchange", show);
 }
 
@@ -432,25 +465,22 @@ function listen() {
 async function show() {
   let problem;
   [state, problem] = readAddress(location.hash);
+  const shown = state;
   byId("query").value = state.query;
   showRules();
-  await guarded(findTitles);
+  await guarded("titles", findTitles);
+  if (state !== shown) return; // the address has changed meanwhile
   showEvents();
+  showError("address", problem);
   await Promise.all([search(), recommend()]);
-  if (problem) showError(problem);
 }
 
 async function start() {
+  [state] = readAddress(location.hash); // what is typed before the service has answered is written beside it
   makeSegments();
   listen();
-  await guarded(async () => {
-    const [info, found] = await Promise.all([
-      ask("info", "info"), ask("attributes", "items?limit=1&with_attributes=true"),
-    ]);
-    attributes = found.attributes;
-    showModel(info);
-  });
   byId("rules").open = WIDE.matches;
+  await describe();
   await show();
 }
 

@@ -29,8 +29,13 @@ async function send(path, body, token, signal) {
 }
 
 async function read(response) {
-  if (response.ok) return await response.json();
+  if (response.ok) return JSON.parse(await response.text(), exact);
   throw new ServiceError(await sentence(response));
+}
+
+// Ids beyond 2^53 stay as they are written: a JavaScript number would be another item's.
+function exact(_, value, context) {
+  return Number.isInteger(value) && !Number.isSafeInteger(value) ? (context?.source ?? value) : value;
 }
 
 async function sentence(response) {

@@ -2,13 +2,15 @@
 
 const RULES = { seen: "in the history", exclude: "excluded", allow: "not allowed", first_seen: "too old" };
 
-// Signed, with the minus sign that is as wide as the plus.
+// Signed, with the minus sign that is as wide as the plus; what rounds to nothing has none.
 export function signed(effect) {
-  return `${effect < 0 ? "\u2212" : "+"}${Math.abs(effect).toFixed(3)}`;
+  const text = Math.abs(effect).toFixed(3);
+  return Number(text) ? `${effect < 0 ? "\u2212" : "+"}${text}` : text;
 }
 
 // Return [text, tone] parts of the sentence: tone is "title", "up", "down" or "".
-export function reasonsInWords(reasons) {
+export function reasonsInWords({ score, reasons }) {
+  if (score === null) return [["The model does not know it any more.", ""]];
   if (!reasons.length) return [["No event of the history moved it.", ""]];
   if (reasons[0].effect === null) return [["because of ", ""], [reasons[0].title, "title"], [", the only event", ""]];
   const up = reasons.filter((reason) => reason.effect >= 0);
@@ -55,7 +57,7 @@ export function modelFacts(info) {
     ["Model", model.name, model.tag],
     ["Verdict of the gate", model.verdict, model.protocol],
     ["NDCG@10 on test", ndcg ? ndcg.value.toFixed(3) : "unknown", ndcg ? `interval ${ndcg.low.toFixed(3)} to ${ndcg.high.toFixed(3)}` : ""],
-    ["Data", model.data_hash.slice(0, 8), until ? `nothing later than ${until}` : ""],
+    ["Hash of the data", model.data_hash.slice(0, 8), until ? `nothing later than ${until}` : ""],
     ["Catalogue", info.num_items.toLocaleString("en"), `items; reads the last ${info.max_len} events`],
   ];
 }
