@@ -36,15 +36,17 @@ from components.baselines.popularity import PopularityScorer, fit_popularity
 from components.catalogue import Catalogue, load_catalogue
 from components.challenging.contest import meet
 from components.challenging.rule import apply_rule, decide, explain
+from components.checkpoint import read_facts
 from components.comparison.contenders import Contender
 from components.console import log
 from components.dataset import load_sequences
 from components.event_log import Log, read_log
 from components.files import hash_files, reading, write_json
+from components.fitting.start import find_obstacle
 from components.interactions import list_months
 from components.ranking.conditions import average
 from components.ranking.judging import Cell, judge_part
-from components.settings import Settings
+from components.settings import Settings, TrainSettings
 
 PROTOCOL = "time_split"  # leave_one_out has no future
 
@@ -89,7 +91,8 @@ class Replay:
     def _train(self, here: Path, contender: Contender, champion: Contender | None) -> tuple[Cell, Catalogue]:
         """Train on what `here`'s midnight knows; return what its challenge is held on.
 
-        Whatever model `warm_start` names today, a night starts from the champion of then.
+        Whatever model `warm_start` names today, a night starts from the champion of then, and from scratch where that
+        cannot be: components/warm_start.py decides so for a real night.
         """
         settings, model, past = self.settings, self.settings.package.model, here / "past"
         cut_log(self.data, seconds(dt.date.fromisoformat(here.name)), past)
@@ -98,12 +101,12 @@ class Replay:
         shutil.rmtree(past)
         sequences, runs = here / "sequences" / PROTOCOL, self.folder / "runs"
         places = {"sequences": sequences, "checkpoint": contender.folder, "runs": runs}
+        cell = Cell(settings.evaluate, model, PROTOCOL, load_sequences(sequences))
         train, start = settings.train[model], None
         if train.warm_start is not None:
-            start = champion.folder if champion is not None else None
-            train = train.model_copy(update={"warm_start": champion and champion.name})
-        self.train(train, model, PROTOCOL, **places, start=start)
-        cell = Cell(settings.evaluate, model, PROTOCOL, load_sequences(sequences))
+            start = _find_start(champion, model, train, cell.sequences.split)
+            train = train.model_copy(update={"warm_start": start and start.name})
+        self.train(train, model, PROTOCOL, **places, start=start and start.folder)
         return cell, load_catalogue(sequences, key_type=cell.sequences.split["key_type"])
 
     def _look_ahead(self, date: dt.date, roles: Mapping[str, str], cell: Cell) -> dict[str, Any] | None:
@@ -150,6 +153,18 @@ def _go_on(replay: Replay) -> list[Night]:
         left = (time.monotonic() - started) / (len(nights) - finished) * (len(dates) - len(nights))
         log.info("%s: %s  %d of %d nights  ETA %.0f s", date, nights[-1]["verdict"], len(nights), len(dates), left)
     return nights
+
+
+def _find_start(
+    champion: Contender | None, model: str, settings: TrainSettings, split: Mapping[str, Any]
+) -> Contender | None:
+    """Return the champion where this night's training may begin at it."""
+    if champion is None or champion.folder is None:
+        return None
+    obstacle = find_obstacle(read_facts(champion.folder), model, settings, split)
+    if obstacle:
+        log.info("from scratch, not from the champion: %s", obstacle)
+    return None if obstacle else champion
 
 
 def choose_days(cell: Cell) -> int:

@@ -188,12 +188,13 @@ def _read_promoted(file: Path, source: str) -> tuple[dict[str, Any] | None, list
         return None, ["No version has been promoted yet, so there is no earlier log to compare with."]
     try:
         profile: dict[str, Any] = read_json(file)
-    except ValueError as error:
+        trained_on = profile["source"]
+    except (ValueError, LookupError, TypeError) as error:
         raise StateError(
             "is not a profile", where=str(file), observed=str(error), todo=f"Run `git checkout {file}`, or remove it"
         ) from None
-    if profile["source"] != source:
-        return None, [f"The promoted version was trained on {profile['source']}, so the logs are not compared."]
+    if trained_on != source:
+        return None, [f"The promoted version was trained on {trained_on}, so the logs are not compared."]
     return profile, []
 
 

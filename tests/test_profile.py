@@ -80,6 +80,12 @@ def test_the_action_shift_is_the_total_variation(then: list[str], now: list[str]
     assert compare(events([1] * len(now), [1] * len(now), now), promoted)["action_shift"] == pytest.approx(shift)
 
 
+def test_what_is_exactly_at_its_bound_is_not_above_it_by_rounding():
+    assert share_of_new(np.arange(9, 39), sketch(np.arange(30))) == 0.3
+    promoted = profile_log(events([1] * 5, [1] * 5, ["a"] * 2 + ["b"] * 3), "made")
+    assert compare(events([1] * 5, [1] * 5, ["a"] + ["b"] * 4), promoted)["action_shift"] == 0.2
+
+
 def test_rare_actions_beyond_the_limit_are_compared_as_one():
     many = [f"action {i}" for i in range(3 * MAX_ACTIONS)]
     log = events([1] * len(many), [1] * len(many), many)

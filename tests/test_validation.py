@@ -262,10 +262,12 @@ def test_a_log_is_not_compared_with_that_of_another_source(run: Run):
     assert any("trained on table, so the logs are not compared" in note for note in run.report["notes"])
 
 
-def test_a_profile_that_is_no_json_is_named(run: Run):
+# The first one is what a merge leaves behind: the file is versioned in git.
+@pytest.mark.parametrize("content", ["<<<<<<< HEAD\n", "{}", "[]", "null"])
+def test_a_profile_that_is_none_is_named(run: Run, content: str):
     run.write(clean_columns())
     run.paths["promoted_profile"].parent.mkdir()
-    run.paths["promoted_profile"].write_text("<<<<<<< HEAD\n")  # a merge left behind: the file is versioned in git
+    run.paths["promoted_profile"].write_text(content)
     with pytest.raises(StateError, match=r"profile\.json: is not a profile"):
         run.validate()
 

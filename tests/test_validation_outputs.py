@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from made_validation import (
     MONTHS,
+    NUM_ROWS,
     Run,
     changed,
     clean_columns,
@@ -71,6 +72,18 @@ def test_the_data_docs_show_every_claim_with_what_was_observed(run: Run):
     assert ">--<" not in page  # what Great Expectations prints where it fails to render an observed value
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in page
+
+
+@pytest.mark.parametrize("num_ratings", [0, 240])
+def test_shares_in_the_data_docs_are_of_all_rows_though_ratings_are_missing(run: Run, num_ratings: int):
+    columns = clean_columns()
+    columns["rating"][num_ratings:] = [None] * (NUM_ROWS - num_ratings)
+    if num_ratings:
+        columns["rating"][0] = 9.0
+    run.write(columns)
+    run.validate()
+    assert ">--<" not in run.page
+    assert ("1 unexpected values found. ≈0.3333% of 300 total rows" in run.page) == bool(num_ratings)
 
 
 def test_when_one_output_cannot_be_written_all_stay_as_they_were(run: Run, monkeypatch: pytest.MonkeyPatch):

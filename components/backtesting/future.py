@@ -55,8 +55,9 @@ def score_future(
 ) -> dict[str, Any] | None:
     """Score `models` (role -> checkpoint) and popularity of the last `days` on `future`'s test part.
 
-    Returns the value of each with its interval, the share of targets that each model does not know, and deployed -
-    frozen, paired by user; None where nobody has a target.
+    Returns the value of each with its interval, the share of targets that are new items of these days, beside it that
+    of earlier ones which each model does not know, and deployed - frozen, paired by user; None where nobody has a
+    target.
     """
     window = count_window(future)
     if not window["users"]:

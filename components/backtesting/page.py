@@ -21,12 +21,17 @@ figure svg { max-width: none; } tbody th { white-space: nowrap; }
 _COLUMNS = ("night", "challenge", "deployed", "frozen", "popularity", "deployed - frozen")
 
 
+FILES = ("backtest.svg", "backtest.html")
+
+
 def write_page(story: Story, reports: Path) -> None:
-    """Write both files; nothing is drawn where no night has a future."""
-    if not story["means"]:
+    """Write both files; where no night has a future there is nothing to draw, and another backtest's go away."""
+    if all(night["future"] is None for night in story["nights"]):
+        for name in FILES:
+            (reports / name).unlink(missing_ok=True)
         return
     wide, narrow = (draw_story(story, wide=is_wide) for is_wide in (True, False))
-    for name, text in (("backtest.svg", standalone(wide)), ("backtest.html", _render(story, wide, narrow))):
+    for name, text in zip(FILES, (standalone(wide), _render(story, wide, narrow)), strict=True):
         with replacing_file(reports / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 

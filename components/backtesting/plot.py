@@ -9,7 +9,7 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from components.backtesting.story import Story, conclude
+from components.backtesting.story import Story, conclude, share_unknown
 from components.page.plots import COLOURS, FAINT, HEX, INK, finish, style_axes
 
 if TYPE_CHECKING:
@@ -96,11 +96,12 @@ def _draw_loss(axes: Axes, nights: Sequence[Any]) -> None:
 
 
 def _draw_unknown(axes: Axes, nights: Sequence[Any]) -> None:
-    """The share of targets that each model does not know, of those that had been seen before the night."""
+    """The share of targets that are items which each model does not know, new ones of these days included."""
     for role in ("frozen", "deployed"):
         _, colour, width, _ = LINES[role]
         days, _ = _find(nights, role)
-        shares = [100 * night["future"]["unknown_share"][role] for night in nights if role in night["future"]["values"]]
+        held = [night["future"] for night in nights if role in night["future"]["values"]]
+        shares = [100 * share_unknown(future, role) for future in held]
         axes.plot(days, shares, f"{COLOURS[colour][1]}-", color=HEX[colour], linewidth=width, markersize=3.5)
     axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1.0))
 

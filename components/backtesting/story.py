@@ -11,6 +11,7 @@ import numpy as np
 
 from components.backtesting.nights import Night, Plan, find_champions
 from components.console import print_table
+from components.ranking.paired import Paired
 from components.settings import Settings
 
 ROLES = ("deployed", "frozen", "newest", "popularity_recent")
@@ -46,13 +47,13 @@ def conclude(story: Story) -> list[str]:
     if means:
         gain = means["deployed"] - means["frozen"]
         share = gain / means["deployed"] if means["deployed"] else 0.0
-        losses = _losses(story)
-        better, worse = sum(one["low"] > 0 for one in losses), sum(one["high"] < 0 for one in losses)
+        windows = sum(night["future"] is not None for night in story["nights"])
+        sides = [Paired(**loss).better for loss in _losses(story)]
         sentences += [
             f"Over the days after the nights the deployed champion is worth {means['deployed']:.4f} {metric}, the "
             f"first one, frozen, {means['frozen']:.4f}: {gain:+.4f}, {share:.1%} of it.",
-            f"They are two models in {len(losses)} of {total} windows: the deployed one is better beyond chance in "
-            f"{better} of them, worse in {worse}.",
+            f"They are two models in {len(sides)} of {windows} windows: the deployed one is better beyond chance in "
+            f"{sides.count('a')} of them, worse in {sides.count('b')}.",
             f"Recent popularity, which needs no training, is worth {means['popularity_recent']:.4f}.",
         ]
     return sentences
@@ -66,9 +67,17 @@ def print_story(story: Story, reports: Path) -> None:
     for line in conclude(story):
         _print(line)
     _print("")
-    for what, name in (("plot", "backtest.svg"), ("page", "backtest.html"), ("data", "backtest.json")):
-        _print(f"{what}  {reports / name}")
-    _print(f"next  open {reports / 'backtest.html'}; the same command with a later --to goes on from here")
+    files = {"plot": reports / "backtest.svg", "page": reports / "backtest.html", "data": reports / "backtest.json"}
+    there = {what: file for what, file in files.items() if file.exists()}  # nothing is drawn of nights without a future
+    for what, file in there.items():
+        _print(f"{what}  {file}")
+    _print(f"next  open {there.get('page', files['data'])}; the same command with a later --to goes on from here")
+
+
+def share_unknown(future: Mapping[str, Any], role: str) -> float:
+    """Return the share of a window's targets that are items which a model does not know: new ones, and earlier ones."""
+    share: float = future["new_share"] + future["unknown_share"][role]
+    return share
 
 
 def _row(night: Night) -> list[str]:
@@ -76,9 +85,9 @@ def _row(night: Night) -> list[str]:
     if future is None:
         return [night["date"], night["verdict"], *["-"] * (len(ROLES) + 3)]
     values = [f"{future['values'][role]['value']:.4f}" if role in future["values"] else "-" for role in ROLES]
-    loss, unknown = future["loss"], future["unknown_share"].get("frozen")
+    loss = future["loss"]
     paired = "-" if loss is None else f"{loss['difference']:+.4f} [{loss['low']:+.4f}, {loss['high']:+.4f}]"
-    share = "-" if unknown is None else f"{unknown:.1%}"
+    share = f"{share_unknown(future, 'frozen'):.1%}" if "frozen" in future["values"] else "-"
     return [night["date"], night["verdict"], *values, paired, f"{future['window']['users']:,}", share]
 
 
@@ -89,7 +98,7 @@ def _average(nights: Sequence[Night]) -> Mapping[str, float]:
     return {role: round(float(np.mean([one[role]["value"] for one in values])), 6) for role in ROLES} if values else {}
 
 
-def _losses(story: Story) -> list[Mapping[str, float]]:
+def _losses(story: Story) -> list[Mapping[str, Any]]:
     """Return deployed - frozen of every window in which they are two models."""
     pairs = [(night["models"], night["future"]) for night in story["nights"]]
     futures = [future for models, future in pairs if models.get("deployed") != models.get("frozen")]

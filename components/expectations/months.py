@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from components.console import log
@@ -150,12 +150,19 @@ def _write(month: Month, target: Path) -> None:
 
 
 def _read(name: str, file: Path, items: np.ndarray) -> Month | None:
-    """Return a month's verdict; None where there is none, or where its items are in the item table now, or no more."""
+    """Return a month's verdict; None where there is none, or where its items are in the item table now, or no more.
+
+    A damaged one is none: the month is judged again.
+    """
     if not file.exists():
         return None
-    with safe_open(file, "numpy") as stored:
-        arrays = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - no mapping
-        told = json.loads(stored.metadata()["month"])
+    try:
+        with safe_open(file, "numpy") as stored:
+            arrays = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - no mapping
+            told = json.loads(stored.metadata()["month"])
+    except (SafetensorError, OSError) as error:
+        log.warning("%s is damaged, so %s is judged again: %s", file, name, error)
+        return None
     if np.isin(arrays["unknown"], items).any() or not np.isin(arrays["known"], items).all():
         return None
     facts = Facts(**told["facts"], **{key: arrays.pop(key) for key in _ARRAYS})

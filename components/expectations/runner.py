@@ -89,14 +89,17 @@ class SuiteRunner:
 
 
 def restate(judgement: Judgement, num_rows: int, num_missing: int, rows: np.ndarray) -> Judgement:
-    """Return `judgement` of a row expectation as it would be over `num_rows` rows of which those at `rows` break it."""
-    is_about_nulls = "missing_count" not in judgement.result.result
+    """Return `judgement` of a row expectation as it would be over `num_rows` rows of which those at `rows` break it.
+
+    But for `unexpected_percent`: Great Expectations takes it of the rows that are not null, renders it as one of all,
+    and as "--" where all are null. Here it is of all.
+    """
     counts = {
         "element_count": num_rows,
         "missing_count": num_missing,
         "missing_percent": _percent(num_missing, num_rows),
         "unexpected_count": len(rows),
-        "unexpected_percent": _percent(len(rows), num_rows if is_about_nulls else num_rows - num_missing),
+        "unexpected_percent": _percent(len(rows), num_rows),
         "unexpected_percent_nonmissing": _percent(len(rows), num_rows - num_missing),
         "unexpected_percent_total": _percent(len(rows), num_rows),
     }
