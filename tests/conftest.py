@@ -3,7 +3,14 @@
 import os
 
 import pytest
+from hypothesis import settings
 from made_repository import FLOW, ingest_options, make_repository, write_table
+
+# The same examples in every run, and no limit to the time that one takes: a busy machine is no failure.
+settings.register_profile("hstuflow", deadline=None, derandomize=True)
+settings.load_profile("hstuflow")
+# What a person has set for git (signatures, hooks) is not for scratch repositories.
+os.environ["GIT_CONFIG_GLOBAL"] = os.devnull
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from made_ports import free_port
 
 from components.serving.history_store import StoredEvent
 
@@ -58,12 +59,6 @@ def running_server(folder, *options):
         yield server
     finally:
         server.kill()
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Model:

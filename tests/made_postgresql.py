@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-from flows.server import find_free_port
+from made_ports import free_port
 
 _PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))[-1:]
 _PG_CTL = str(_PROGRAMS[0]) if _PROGRAMS else shutil.which("pg_ctl")
@@ -27,7 +26,7 @@ class PostgreSQL:
     """What a test does with the server: SQL by its own shell."""
 
     def __init__(self, folder: Path, password: str) -> None:
-        self._folder, self.port = folder, find_free_port()
+        self._folder, self.port = folder, free_port()
         (folder / "password").write_text(password)
         self._environment = os.environ | {"PGPASSWORD": password}
 

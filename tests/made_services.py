@@ -1,7 +1,6 @@
 """Real services in tests: a port, the end of a start, and the end."""
 
 import contextlib
-import socket
 import time
 
 import httpx
@@ -17,12 +16,6 @@ def stop(server):
         for worker in workers:
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.kill()
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def wait_until_ready(client, server, log):

@@ -3,9 +3,8 @@
 import signal
 import time
 
-import psutil
 import pytest
-from made_processes import processes, the_one, wait_until_gone
+from made_processes import processes, pythons, the_one, wait_until_gone
 from made_repository import FLOW
 
 pytestmark = pytest.mark.slow
@@ -42,7 +41,7 @@ def repository(retraining, tmp_path):
 
 
 def trainers(repository):
-    return [p for p in processes(repository, ("components", "train")) if p.exe() == psutil.Process().exe()]
+    return pythons(repository, "components", "train")
 
 
 def start_training(repository, command, name):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from made_challenges import write_challenge
+from made_ports import free_port
 
 from components import registry
 from components.champion import locked
@@ -73,7 +74,7 @@ class Workspace:
 
     def serve(self, host="127.0.0.1", port=None):
         folders = {name: self.folders[name] for name in ("artifacts", "registry")}
-        registry.serve(**folders, host=host, port=find_free_port() if port is None else port)
+        registry.serve(**folders, host=host, port=free_port() if port is None else port)
 
     @property
     def champion(self):
@@ -102,12 +103,6 @@ class Workspace:
     def everything(self):
         files = [path for path in self.root.rglob("*") if path.is_file() and path.name != ".lock"]
         return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
-
-
-def find_free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
@@ -512,7 +507,7 @@ def started(monkeypatch):
 def test_serve_becomes_bentoml_serve_of_the_champion_itself(workspace, started):
     workspace.package("v1")
     workspace.promote()
-    port = find_free_port()
+    port = free_port()
     workspace.serve(port=port)
     ((program, command, environment),) = started
     assert program == sys.executable

@@ -18,7 +18,8 @@ import pytest
 from made_challenges import write_challenge
 from made_checkpoints import write_judged
 from made_items import structure
-from made_services import await_metric, free_port, stop, wait_until_ready
+from made_ports import free_port
+from made_services import await_metric, stop, wait_until_ready
 
 from components import packaging, registry
 from components.files import read_json, write_json
