@@ -103,7 +103,8 @@ def _publish_monitoring(file: Path) -> None:
     create_markdown_artifact(f"**{outcome}**", key="drift")
 
 
-def _publish_scores(file: Path) -> None:
+def publish_scores(file: Path) -> None:
+    """Publish the manifest of a folder of scores."""
     rows = [{"what": name, "value": str(value)} for name, value in read_json(file).items()]
     publish_table("scores", rows, f"The top k of every user: {file.parent}.")
 
@@ -131,6 +132,5 @@ _PUBLISHERS: dict[str, dict[Path, Callable[[Path], None]]] = {
         REPORTS / "monitoring.json": _publish_monitoring,
         REPORTS / "monitoring.html": _link("monitoring-report"),
     },
-    "score": {ARTIFACTS / "scores" / "manifest.json": _publish_scores},
     "promote": {REGISTRY / "decisions.jsonl": _publish_decision},
 }

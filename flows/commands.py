@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from components.errors import HstuflowError
+from components.errors import HstuflowError, SourceUnreachableError
 
 GRACE_SECONDS = 30.0  # for the trainer to save a checkpoint after Ctrl-C
 
@@ -46,6 +46,8 @@ class CommandFailedError(HstuflowError):
 
     def __init__(self, name: str, status: int, lines: Sequence[str]) -> None:
         self.status, self.lines = status, list(lines)
+        if status == SourceUnreachableError.exit_status:  # "later, the same command" holds for the flow as well
+            self.exit_status = status
         last_word = find_error_line(lines) or f"ended with status {status} and without a word"
         super().__init__(f"killed by {signal.Signals(-status).name}" if status < 0 else last_word, where=name)
 

@@ -25,8 +25,12 @@ def nightly(port: Annotated[int, typer.Option(help="where the server listens")] 
     """Start a Prefect server and a worker, deploy prefect.yaml, and keep them running until Ctrl-C."""
     use_short_lines()
     with running_server(port) as server:
+        from flows.orphans import end_orphans  # imports prefect, 2-4 s: while the server starts
+
         server.wait_until_healthy()
         deploy()
+        for run in end_orphans(POOL):
+            say(f"ended as crashed {run}, which was running when this was stopped; the next run goes on from there")
         with running(["worker", "start", "--pool", POOL, "--type", "process"], sys.stdout) as worker:
             say(f"Prefect's UI     http://{HOST}:{port}")
             say(

@@ -12,6 +12,7 @@ remote, HSTUFLOW_WEBHOOK) as environment. The deployment `nightly-<kind>` of pre
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from enum import StrEnum
@@ -20,11 +21,14 @@ from typing import Annotated, Any
 
 import typer
 
-from components.errors import HstuflowError
+from components.errors import HstuflowError, InputError
 from flows.commands import run_command
-from flows.server import PREFECT
+from flows.server import PREFECT, require_answer
 
 STORE, CLAIM, SECRET = "/bentoml", "hstuflow-bentoml", "hstuflow"  # BENTOML_HOME in the container, volume, secret
+
+
+VARIABLES = ("PREFECT_API_URL", "HSTUFLOW_IMAGE", "HSTUFLOW_REPOSITORY")
 
 
 class Kind(StrEnum):
@@ -37,7 +41,14 @@ class Kind(StrEnum):
 def make_pool(
     kind: Kind, render: Annotated[bool, typer.Option("--render", help="only print the job template")] = False
 ) -> None:
-    """Make or renew the work pool hstuflow-<kind> and deploy nightly-<kind> to it."""
+    """Make or renew the work pool hstuflow-<kind> and deploy nightly-<kind> to it.
+
+    Raises:
+        InputError: a variable is missing.
+        StateError: no server answers at PREFECT_API_URL.
+    """
+    if not render:
+        require_answer(_require_variables()["PREFECT_API_URL"])
     template = extend(read_template(kind), kind)
     if render:
         sys.stdout.write(json.dumps(template, indent=2) + "\n")
@@ -49,6 +60,16 @@ def make_pool(
         run_command([*PREFECT, "work-pool", "create", f"hstuflow-{kind}", *options], name="work pool", log=say)
     run_command([*PREFECT, "deploy", "--name", f"nightly-{kind}"], name="deploy", log=say)
     say(f"next: prefect worker start --pool hstuflow-{kind}, where {kind} is within reach (pip install prefect-{kind})")
+
+
+def _require_variables() -> dict[str, str]:
+    """Return what a deployment needs of the environment: without it Prefect deploys to a server that ends at once."""
+    found = {name: os.environ.get(name, "").strip() for name in VARIABLES}
+    missing = [name for name, value in found.items() if not value]
+    if missing:
+        todo = 'Export them as docs/operations.md has it, "Docker, Kubernetes"; --render needs none'
+        raise InputError(f"{', '.join(missing)} must be set", where="the environment", todo=todo)
+    return found
 
 
 def read_template(kind: Kind) -> dict[str, Any]:

@@ -6,12 +6,13 @@ python -m prefect deployment run hstuflow-scoring/scoring     by the worker of `
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.alerts import alert_of_failure
-from flows.artifacts import publish
+from flows.artifacts import publish_scores
 from flows.commands import run_command
 from flows.run_log import hide_expected_tracebacks
 from flows.stages import HOUR
@@ -35,4 +36,4 @@ def score(k: int, out: str, replace: bool) -> None:
     """Run the command; killed, the next run goes on where it stood."""
     options = ["--k", str(k), "--out", out, *(["--replace"] if replace else [])]
     run_command([sys.executable, "-m", "components", "score", *options], name="score", log=get_run_logger().info)
-    publish("score")
+    publish_scores(Path(out) / "manifest.json")

@@ -29,6 +29,7 @@ from flows.commands import ending, start
 
 HOST = "127.0.0.1"  # Prefect's API asks for no password
 LOG = Path(".prefect/server.log")
+SECONDS_TO_START = 300.0
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
 
@@ -42,10 +43,14 @@ class Server:
         self._start()
 
     def wait_until_healthy(self) -> None:
-        """Return once it answers; raises StateError where it ended."""
+        """Return once it answers; raises StateError where it ended, or does not answer within SECONDS_TO_START."""
+        must_answer = time.monotonic() + SECONDS_TO_START
         while self._process.poll() is None:
-            if answers(self.api) is None:
+            reason = answers(self.api)
+            if reason is None:
                 return
+            if time.monotonic() > must_answer:
+                raise StateError("Prefect's server does not answer", where=self.api, observed=reason, todo=f"See {LOG}")
             time.sleep(0.2)
         observed = f"exit status {self._process.returncode}"
         raise StateError("Prefect's server ended", observed=observed, todo=f"See {LOG}")
@@ -71,17 +76,32 @@ def running_server(port: int, *options: str) -> Iterator[Server]:
     """Start a server on `port` and point PREFECT_API_URL at it; end it at last.
 
     Raises:
-        StateError: something else listens on `port`.
+        StateError: something else listens on `port`, or the log cannot be written.
     """
     require_free(port)
-    LOG.parent.mkdir(exist_ok=True)
-    with LOG.open("w") as log:
+    with _open_log() as log:
         server = Server(port, options, log)
-        os.environ |= {"PREFECT_API_URL": server.api, "DO_NOT_TRACK": "1"}
+        os.environ |= {"PREFECT_API_URL": server.api, "DO_NOT_TRACK": "1"} | _past_proxies()
         try:
             yield server
         finally:
             server.close()
+
+
+def _open_log() -> IO[str]:
+    """Open the log of all servers of this repository, of which a nightly and a run by hand may have one each."""
+    try:
+        LOG.parent.mkdir(exist_ok=True)
+        return LOG.open("a")
+    except OSError as error:
+        todo = "Make room for Prefect's database and log there"
+        raise StateError("cannot be written", where=str(LOG), observed=error.strerror, todo=todo) from error
+
+
+def _past_proxies() -> dict[str, str]:
+    """Return the environment in which our own server is asked directly, whatever proxy there is for others."""
+    found = {name: os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")}
+    return {name: value if value == "*" else f"{value},{HOST}".strip(",") for name, value in found.items()}
 
 
 @contextmanager
@@ -120,7 +140,8 @@ def require_answer(api: str) -> None:
             "no Prefect server answers",
             where=f"PREFECT_API_URL={api}",
             observed=reason,
-            todo="Start that server, or unset PREFECT_API_URL: a run by hand then has a server of its own",
+            todo="Start that server (its address ends in /api), or unset PREFECT_API_URL: a run by hand then has a "
+            "server of its own",
         )
 
 
@@ -129,7 +150,7 @@ def answers(api: str) -> str | None:
     try:
         with urllib.request.urlopen(f"{api}/health", timeout=5):  # noqa: S310 - ours, or the one a person named
             return None
-    except urllib.error.HTTPError:  # it wants a password, which Prefect has
-        return None
+    except urllib.error.HTTPError as error:  # of these statuses: it wants a password, which Prefect has
+        return None if error.code in (401, 403) else f"status {error.code}"
     except (OSError, ValueError, http.client.HTTPException) as error:
         return str(getattr(error, "reason", error))

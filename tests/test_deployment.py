@@ -1,7 +1,9 @@
-"""`make nightly` with a real Prefect server and worker: a run to order completes, and runs to come are scheduled."""
+"""`make nightly` with a real Prefect server and worker: runs to order, to come, and stopped in the middle."""
 
+import contextlib
 import datetime as dt
 import json
+import re
 import signal
 import sys
 import time
@@ -11,15 +13,33 @@ from itertools import pairwise
 import psutil
 import pytest
 from made_ports import free_port
+from made_processes import wait_until_gone
 
 pytestmark = pytest.mark.slow
+
+
+ORDER = ("prefect", "deployment", "run", "hstuflow/nightly")
+HOUR = (time.gmtime().tm_hour + 12) % 24  # of the night, UTC: not while these tests run
 
 
 @pytest.fixture(scope="module")
 def nightly(finished, tmp_path_factory):
     """A finished repository with `python -m flows.nightly` running in it: repository, API URL, process, log."""
     folder = tmp_path_factory.mktemp("nightly")
-    repository, log, port = finished[0].copy(folder), folder / "nightly.log", free_port()
+    repository = finished[0].copy(folder)
+    deployments = repository.root / "prefect.yaml"
+    crons = deployments.read_text()
+    assert '"0 3 * * *"' in crons
+    deployments.write_text(
+        crons.replace('"0 3 * * *"', f'"0 {HOUR} * * *"').replace('"0 9 * * *"', f'"30 {HOUR} * * *"')
+    )
+    with started(repository, folder / "nightly.log") as nightly:
+        yield nightly
+
+
+@contextlib.contextmanager
+def started(repository, log):
+    port = free_port()
     process = repository.start(sys.executable, "-m", "flows.nightly", "--port", str(port), log=log)
     try:
         while "stop             Ctrl-C" not in log.read_text():
@@ -46,8 +66,7 @@ def test_a_server_killed_during_a_run_is_started_again_and_the_run_completes_onc
     repository, api, process, log = nightly
     repository.use(train={"hstu": {"seed": 7}})
     [server] = [child for child in psutil.Process(process.pid).children() if "server" in child.cmdline()]
-    ordered = ("env", f"PREFECT_API_URL={api}", "prefect", "deployment", "run", "hstuflow/nightly")
-    assert repository.run(*ordered).returncode == 0
+    assert repository.run("env", f"PREFECT_API_URL={api}", *ORDER).returncode == 0
     while "python -m components train" not in log.read_text():
         assert process.poll() is None, log.read_text()
         time.sleep(0.1)
@@ -90,9 +109,7 @@ def await_tasks(api, run, process):
 
 def test_a_run_to_order_completes_in_the_repository(nightly):
     repository, api, process, log = nightly
-    done = repository.run(
-        "env", f"PREFECT_API_URL={api}", "prefect", "deployment", "run", "hstuflow/nightly", "--watch"
-    )
+    done = repository.run("env", f"PREFECT_API_URL={api}", *ORDER, "--watch")
     assert done.returncode == 0, done.stdout + log.read_text()
     [run] = [run for run in ended_runs(api) if run["name"] in done.stdout]
     assert run["state_type"] == "COMPLETED"
@@ -107,7 +124,7 @@ def test_the_next_nights_are_scheduled(nightly):
         assert process.poll() is None
         time.sleep(0.5)
     times = sorted(dt.datetime.fromisoformat(run["expected_start_time"]) for run in scheduled)
-    assert all((time.hour, time.minute, time.utcoffset()) == (3, 0, dt.timedelta()) for time in times)
+    assert all((time.hour, time.minute, time.utcoffset()) == (HOUR, 0, dt.timedelta()) for time in times)
     assert all(later - earlier == dt.timedelta(days=1) for earlier, later in pairwise(times))
     assert times[0] > dt.datetime.now(dt.UTC)
 
@@ -121,10 +138,24 @@ def test_a_second_one_on_the_same_port_is_refused_in_one_line(nightly):
     assert refused.stdout.count("\n") == 1
 
 
-def test_ctrl_c_ends_server_and_worker(nightly):
-    _, _, process, log = nightly
+def test_ctrl_c_in_a_run_ends_all_of_it_and_the_next_run_is_not_cancelled_for_it(nightly, tmp_path):
+    repository, api, process, log = nightly
+    repository.use(train={"hstu": {"seed": 8}})
+    before = log.read_text().count("python -m components train")
+    assert repository.run("env", f"PREFECT_API_URL={api}", *ORDER).returncode == 0
+    while log.read_text().count("python -m components train") == before:
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    [stopped] = runs_in_state(api, "RUNNING")
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
     process.send_signal(signal.SIGINT)
     assert process.wait() == 0, log.read_text()
-    assert not any(child.is_running() for child in children)
+    wait_until_gone(children)
+    with started(repository, tmp_path / "again.log") as (_, api, _, log):
+        assert f"ended as crashed {stopped['name']}, which was running when this was stopped" in log.read_text()
+        done = repository.run("env", f"PREFECT_API_URL={api}", *ORDER, "--watch")
+        assert done.returncode == 0, done.stdout + log.read_text()
+        assert [run["name"] for run in runs_in_state(api, "CRASHED")] == [stopped["name"]]
+        assert runs_in_state(api, "CANCELLED") == []
+        assert repository.run("dvc", "status").stdout == "Data and pipelines are up to date.\n"

@@ -9,7 +9,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -19,13 +22,14 @@ from prefect.logging import disable_run_logger
 from prefect.states import Failed
 
 import flows.commands
+import flows.server
 from components.errors import InputError, SourceUnreachableError, StateError
 from components.fitting.lifeline import is_gone
 from flows import ingestion, stages
 from flows.artifacts import check_table, metric_rows
 from flows.commands import CommandFailedError, child_environment, find_error_line, run_command
 from flows.run_log import hide_expected_tracebacks
-from flows.server import require_free
+from flows.server import answers, require_free, running_server
 from flows.training import ingest_options
 
 ROOT = Path(__file__).parent.parent
@@ -190,6 +194,85 @@ def test_a_port_in_use_is_refused_with_what_to_do():
         taken.listen()
         with pytest.raises(StateError, match=rf"port {port}: is in use\. .* PORT={port + 1}"):
             require_free(port)
+
+
+@pytest.fixture
+def answer():
+    """Start a web server that answers every request with a status; return its address."""
+    servers = []
+
+    def start(status):
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_address[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(200, None), (401, None), (403, None), (404, "status 404"), (502, "status 502")]
+)
+def test_a_server_is_there_where_it_answers_or_wants_a_password(answer, status, reason):
+    assert answers(answer(status)) == reason
+
+
+def test_a_server_of_ours_is_asked_past_the_proxy(answer, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(flows.server, "PREFECT", python("import time; time.sleep(600)"))
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which knows the proxies of its first use
+    there = answer(200)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("PREFECT_API_URL", "none yet")
+    monkeypatch.setenv("DO_NOT_TRACK", "1")
+    assert answers(there) is not None
+    with running_server(free_port()):
+        assert os.environ["no_proxy"] == "example.org,127.0.0.1"
+        assert answers(there) is None
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(flows.server, "PREFECT", python("import time; time.sleep(600)"))
+    monkeypatch.setattr(flows.server, "SECONDS_TO_START", 0.1)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with running_server(free_port()) as server, pytest.raises(StateError, match="Prefect's server does not answer"):
+        server.wait_until_healthy()
+
+
+def test_one_servers_log_stays_when_another_one_starts(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(flows.server, "PREFECT", python("print('started', flush=True); import time; time.sleep(600)"))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with running_server(free_port()), running_server(free_port()):
+        while flows.server.LOG.read_text().count("started") < 2:
+            time.sleep(0.02)
+
+
+def test_a_log_that_cannot_be_written_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".prefect").write_text("a file where the folder should be")
+    with pytest.raises(StateError, match=r"^\.prefect/server\.log: cannot be written"), running_server(free_port()):
+        pytest.fail("started")
+
+
+@pytest.mark.parametrize(("status", "expected"), [(75, 75), (2, 2), (1, 2), (-9, 2)])
+def test_a_source_out_of_reach_is_told_by_the_exit_status_of_the_flow_too(status, expected):
+    assert CommandFailedError("ingest", status, ["error: x"]).exit_status == expected
 
 
 # Stages

@@ -9,9 +9,10 @@ import pytest
 from prefect.utilities.templating import apply_values
 from ruamel.yaml import YAML
 
+from components.errors import InputError, StateError
 from flows import pools
 from flows.nightly import POOL, list_deployments
-from flows.pools import CLAIM, STORE, Kind, extend, make_pool
+from flows.pools import CLAIM, STORE, VARIABLES, Kind, extend, make_pool
 
 BUNDLED = Path(prefect.__file__).parent / "server/api/collections_data/views/aggregate-worker-metadata.json"
 
@@ -93,6 +94,28 @@ def test_a_pool_is_made_of_the_extended_template_and_then_deployed_to(monkeypatc
             templates.append(json.loads(Path(words[words.index("--base-job-template") + 1]).read_text()))
 
     monkeypatch.setattr(pools, "run_command", run_command)
+    asked = []
+    monkeypatch.setattr(pools, "require_answer", asked.append)
+    for name in VARIABLES:
+        monkeypatch.setenv(name, f"the {name}")
     make_pool(Kind.DOCKER)
+    assert asked == ["the PREFECT_API_URL"]
     assert commands == [["work-pool", "get-default-base-job-template"], ["work-pool", "create"], ["deploy", "--name"]]
     assert templates == [extend(prefects_own(Kind.DOCKER), Kind.DOCKER)]
+
+
+@pytest.mark.parametrize("missing", [VARIABLES[:1], VARIABLES[1:], VARIABLES])
+def test_without_a_server_an_image_or_a_repository_nothing_is_deployed(monkeypatch, missing):
+    monkeypatch.setattr(pools, "run_command", pytest.fail)
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "" if name in missing else "x")
+    with pytest.raises(InputError, match=rf"^the environment: {', '.join(missing)} must be set\. Export"):
+        make_pool(Kind.KUBERNETES)
+
+
+def test_a_server_that_is_not_there_is_said_before_anything_is_made(monkeypatch):
+    monkeypatch.setattr(pools, "run_command", pytest.fail)
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "http://127.0.0.1:9/api")
+    with pytest.raises(StateError, match="no Prefect server answers"):
+        make_pool(Kind.DOCKER)

@@ -208,9 +208,9 @@ scoring.score(**folders, k=5, out=root / "scores", at={AT}, users_a_part=4)
 def test_the_flow_runs_the_command_and_publishes_its_manifest(monkeypatch):
     seen = []
     monkeypatch.setattr(flows.scoring, "run_command", lambda command, **_: seen.append(command[2:]))
-    monkeypatch.setattr(flows.scoring, "publish", seen.append)
+    monkeypatch.setattr(flows.scoring, "publish_scores", seen.append)
     monkeypatch.setattr(flows.scoring, "get_run_logger", lambda: SimpleNamespace(info=print))
     monkeypatch.setattr(flows.scoring, "score", flows.scoring.score.fn)
     with disable_run_logger():
         flows.scoring.scoring_flow.fn(k=3, out="there")
-    assert seen == [["components", "score", "--k", "3", "--out", "there", "--replace"], "score"]
+    assert seen == [["components", "score", "--k", "3", "--out", "there", "--replace"], Path("there/manifest.json")]
