@@ -142,7 +142,7 @@ class RecommendService:
             self._swap(bentoml.models.get(_MODEL))
         gc.collect()
         gc.freeze()  # what was imported stays: walking through it again and again stopped every request for 0.3 s
-        # Requests leave hardly a cycle (decision 0018): look for old ones seldom, which takes .1 s where 64 are in work.
+        # Requests leave hardly a cycle (decision 0018): look for old ones seldom. It takes .1 s with 64 in work.
         # For young ones as often as ever: a body that is no JSON is in one, and 600 of them were 240 MB.
         gc.set_threshold(700, 50, 100)
         if self.follower:
