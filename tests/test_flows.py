@@ -259,8 +259,9 @@ def test_one_servers_log_stays_when_another_one_starts(monkeypatch, tmp_path):
     monkeypatch.setattr(flows.server, "PREFECT", python("print('started', flush=True); import time; time.sleep(600)"))
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with running_server(free_port()), running_server(free_port()):
-        while flows.server.LOG.read_text().count("started") < 2:
+        while (log := flows.server.LOG.read_text()).count("started") < 2:
             time.sleep(0.02)
+    assert log == "started\nstarted\n"
 
 
 def test_a_log_that_cannot_be_written_is_one_sentence(monkeypatch, tmp_path):
