@@ -32,6 +32,6 @@ def end_orphans(pool: str) -> list[str]:
         for run in client.read_flow_runs(flow_run_filter=at_work, work_pool_filter=in_pool):
             sentence = "its worker was stopped during the run"
             client.set_flow_run_state(run.id, Crashed(message=sentence))
-            alert("failed", f"{run.name}", f"{sentence}; the next one goes on from there")
+            alert("failed", run.name, f"{sentence}; the next one goes on from there")
             ended.append(run.name)
     return ended

@@ -1,10 +1,13 @@
 """A service over a small catalogue of titles, awkward ones among them, for tests of the page and of what it asks."""
 
+from contextlib import contextmanager
+
 from made_checkpoints import write_checkpoint
 
 from components.recommender import Recommender
 from components.serving.answers import ModelFacts
 from components.serving.app import Served, build_app
+from components.serving.engine import Engine
 from components.serving.guard import RequestGuard
 
 HOSTILE = '<img src=x onerror="window.hacked = true">'
@@ -26,9 +29,13 @@ HISTORY = [{"item_id": KEYS[number], "timestamp": 1_000 + number} for number in 
 TOKEN = "s3cret"
 
 
-def load_titles(folder):
-    """A recommender of these titles, its checkpoint in `folder`."""
-    return Recommender.load(write_checkpoint(folder, KEYS, titles=TITLES, genres=GENRES))
+@contextmanager
+def open_titles(folder):
+    """An engine of these titles, its checkpoint and its store in `folder`."""
+    recommender = Recommender.load(write_checkpoint(folder / "checkpoint", KEYS, titles=TITLES, genres=GENRES))
+    engine = Engine(recommender, store_url=f"sqlite:///{folder / 'histories.db'}")
+    yield engine
+    engine.close()
 
 
 def make_app(engine, token=None):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from made_checkpoints import write_checkpoint
-from made_titles import FACTS, HISTORY, KEYS, TITLES, TOKEN, explain, load_titles, make_app
+from made_titles import FACTS, HISTORY, KEYS, TITLES, TOKEN, explain, make_app, open_titles
 from starlette.testclient import TestClient
 
 from components.recommender import Recommender
@@ -13,15 +13,9 @@ from components.serving.pages import PAGE_FILES, TitleFinder
 
 
 @pytest.fixture(scope="module")
-def recommender(tmp_path_factory):
-    return load_titles(tmp_path_factory.mktemp("page") / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def engine(recommender, tmp_path_factory):
-    engine = Engine(recommender, store_url=f"sqlite:///{tmp_path_factory.mktemp('page') / 'histories.db'}")
-    yield engine
-    engine.close()
+def engine(tmp_path_factory):
+    with open_titles(tmp_path_factory.mktemp("page")) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +123,9 @@ def test_a_stored_history_is_explained_as_it_is_served(client):
             assert item["score"] == pytest.approx(scores[item["item_id"]], abs=1e-5)
 
 
-def test_without_its_store_the_history_of_the_request_is_explained(recommender, tmp_path):
+def test_without_its_store_the_history_of_the_request_is_explained(engine, tmp_path):
     (tmp_path / "histories.db").write_text("no database at all, and long enough to be taken for one" * 100)
-    client = TestClient(make_app(Engine(recommender, store_url=f"sqlite:///{tmp_path / 'histories.db'}")))
+    client = TestClient(make_app(Engine(engine.recommender, store_url=f"sqlite:///{tmp_path / 'histories.db'}")))
     answer = explain(client, user_id="ann", history=HISTORY, request_time=5_000, item_ids=["item:9"])
     assert answer["history_from"] == "request, store unreachable"
     assert answer["items"] == explain(client, history=HISTORY, request_time=5_000, item_ids=["item:9"])["items"]

@@ -7,7 +7,7 @@ import threading
 import pytest
 import uvicorn
 from made_checkpoints import write_checkpoint
-from made_titles import FACTS, GENRES, HISTORY, HOSTILE, KEYS, METRICS, TITLES, TOKEN, explain, load_titles, make_app
+from made_titles import FACTS, GENRES, HISTORY, HOSTILE, KEYS, METRICS, TITLES, TOKEN, explain, make_app, open_titles
 from playwright.sync_api import expect, sync_playwright
 from starlette.testclient import TestClient
 
@@ -25,15 +25,9 @@ slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def recommender(tmp_path_factory):
-    return load_titles(tmp_path_factory.mktemp("page") / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def engine(recommender, tmp_path_factory):
-    engine = Engine(recommender, store_url=f"sqlite:///{tmp_path_factory.mktemp('page') / 'histories.db'}")
-    yield engine
-    engine.close()
+def engine(tmp_path_factory):
+    with open_titles(tmp_path_factory.mktemp("page")) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +123,7 @@ def test_before_anything_is_added_popular_items_are_marked_as_such(page, address
 
 @slow
 @in_a_browser
-def test_titles_that_are_added_give_recommendations_of_the_model(page, address, recommender):
+def test_titles_that_are_added_give_recommendations_of_the_model(page, address, engine):
     visit(page, address)
     add(page, "star wars", "Star Wars (1977)")
     add(page, "amelie", "Amélie (2001)")
@@ -138,7 +132,7 @@ def test_titles_that_are_added_give_recommendations_of_the_model(page, address, 
     assert page.locator("#events .title").all_inner_texts() == ["Amélie (2001)", "Star Wars (1977)"]
     times = [int(time) for time in re.findall(r"e=(\d+)%3A", page.url)]
     assert times[1] - times[0] == 60
-    expected = recommender.recommend([("item:0", times[0]), ("item:2", times[1])], 10)
+    expected = engine.recommender.recommend([("item:0", times[0]), ("item:2", times[1])], 10)
     assert shown(page) == [" ".join(item.title.split()) for item in expected.items]
     scores = [f"{item.score:.3f}".replace("-", "\u2212") for item in expected.items]
     assert page.locator("#items .score").all_inner_texts() == scores
